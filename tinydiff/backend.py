@@ -1,0 +1,343 @@
+"""NumPy or CuPy: which library an array belongs to, where it lives, and how the processor's cores share the work.
+
+The only file that imports cupy. What the rest of the package asks of it:
+
+    array_module(*arrays)        numpy or cupy, inferred from the arrays; mixing the two is an error
+    device(), use_device(name)   the device for new arrays: "cpu" or "cuda"
+    to_device, to_numpy          the explicit moves between them; nothing else moves an array
+    elementwise(formula)         one formula, evaluated in cache-sized blocks (NumPy) or as one fused kernel (CuPy)
+    matmul, parallel, ...        matrix products and loops over a batch, shared among the cores
+    random_generator             the device's generator of random numbers
+
+On the CPU a large array costs more to move than to compute with. Work therefore goes block by block, each block
+small enough to stay in a core's cache while every step of a formula passes over it, and the blocks are spread over a
+few threads: NumPy releases the interpreter lock inside each call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import functools
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any
+"""numpy.ndarray or cupy.ndarray."""
+
+BLOCK = 1 << 18
+"""Elements in a block of an elementwise formula: it stays in the cache, yet a call on it is long enough that two threads
+seldom meet at the interpreter lock."""
+
+
+class DeviceError(RuntimeError):
+    """A device that was asked for is not there, or arrays of two devices met in one operation."""
+
+
+# ---------------------------------------------------------------------------------------------- devices
+
+
+@functools.cache
+def _cuda_problem() -> str | None:
+    """Why CUDA cannot be used here, or None when a kernel really ran on it."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy is not installed ({error}); install it with: pip install -e '.[cuda12]' (or cuda13)"
+    try:
+        if int((cupy.arange(3) + 1).sum()) == 6:
+            return None
+        return "a CUDA kernel ran but gave a wrong result"
+    except Exception as error:  # CuPy raises many kinds where the driver or the device is missing
+        return f"CuPy {cupy.__version__} is installed but no CUDA device works: {error}"
+
+
+def device_problem(name: str) -> str | None:
+    """Why device `name` ("cpu" or "cuda") cannot be used, or None if a real kernel runs on it."""
+    return None if name == "cpu" else _cuda_problem()
+
+
+def resolve_device(name: str | None = None) -> str:
+    """Turn "cpu", "cuda", "auto" or None into a device that works; None is the device in use.
+
+    "auto" is CUDA where it works and the CPU elsewhere. Raises ValueError for another name and DeviceError for
+    "cuda" where CUDA does not work, with the reason.
+    """
+    if name is None:
+        return device()
+    if name not in ("cpu", "cuda", "auto"):
+        raise ValueError(f"a device is 'cpu', 'cuda' or 'auto', got {name!r}")
+    if name == "auto":
+        return "cpu" if _cuda_problem() else "cuda"
+    if name == "cuda" and (problem := _cuda_problem()):
+        raise DeviceError(f"device 'cuda' cannot be used: {problem}")
+    return name
+
+
+_device: contextvars.ContextVar[str] = contextvars.ContextVar("device")
+
+
+def device() -> str:
+    """The device for new arrays: set by use_device, else by the variable TINYDIFF_DEVICE, else "cpu"."""
+    return _device.get(None) or resolve_device(os.environ.get("TINYDIFF_DEVICE", "cpu"))
+
+
+@contextlib.contextmanager
+def use_device(name: str) -> Iterator[str]:
+    """Within this context new arrays are made on device `name`: "cpu", "cuda" or "auto"."""
+    token = _device.set(resolve_device(name))
+    try:
+        yield _device.get()
+    finally:
+        _device.reset(token)
+
+
+# ------------------------------------------------------------------------------- arrays and their moves
+
+
+def _is_foreign(x: Any) -> bool:
+    """Whether x is an array of another library than NumPy, told without importing that library."""
+    return hasattr(x, "__cuda_array_interface__")
+
+
+def is_array(x: Any) -> bool:
+    """Whether x is an array of NumPy or CuPy (a NumPy scalar is not)."""
+    return isinstance(x, np.ndarray) or _is_foreign(x)
+
+
+def array_module(*arrays: Any) -> ModuleType:
+    """The library the arrays belong to: numpy or cupy. Plain numbers belong to either.
+
+    Raises DeviceError when arrays of both are given.
+    """
+    foreign = next((x for x in arrays if _is_foreign(x)), None)
+    if foreign is None:
+        return np
+    if any(isinstance(x, np.ndarray) for x in arrays):
+        raise DeviceError(
+            "arrays of two devices met in one operation: "
+            + ", ".join(f"{device_of(x)} {tuple(x.shape)}" for x in arrays if is_array(x))
+            + "; move one with to_device"
+        )
+    return sys.modules[type(foreign).__module__.split(".")[0]]
+
+
+def device_of(x: Array) -> str:
+    """The device an array lives on: "cpu" or "cuda"."""
+    return "cuda" if _is_foreign(x) else "cpu"
+
+
+def module_of(name: str) -> ModuleType:
+    """The array library of a device: numpy for "cpu", cupy for "cuda"."""
+    if name == "cpu":
+        return np
+    import cupy
+
+    return cupy
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """Copy an array to the host if it is not there yet."""
+    return x.get() if _is_foreign(x) else np.asarray(x)
+
+
+def to_device(x: Any, name: str | None = None) -> Array:
+    """Move an array (or list, or number) to a device, or to the device in use; no copy if it is there already."""
+    target = resolve_device(name)
+    if is_array(x) and device_of(x) == target:
+        return x
+    return module_of(target).asarray(to_numpy(x))
+
+
+def random_generator(seed: np.random.SeedSequence, name: str) -> Any:
+    """A generator of random numbers on a device: NumPy's PCG64 or CuPy's Philox."""
+    if name == "cpu":
+        return np.random.Generator(np.random.PCG64(seed))
+    cupy = module_of(name)
+    return cupy.random.Generator(cupy.random.Philox4x3210(int(seed.generate_state(1, np.uint64)[0])))
+
+
+# --------------------------------------------------------------------------------- the processor's cores
+
+
+def _available_cores() -> int:
+    """How many threads to use: the user's own setting wins, else the cores this process may run on."""
+    for variable in ("TINYDIFF_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        if os.environ.get(variable, "").isdigit():
+            return max(1, int(os.environ[variable]))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _pool() -> tuple[int, ThreadPoolExecutor | None]:
+    """The number of workers, and the threads beside the calling one; made at the first use, BLAS set to one thread.
+
+    With one BLAS thread a worker, each worker's matrix product stays in its own core's cache, and no idle BLAS
+    thread spins on a core that another worker needs.
+    """
+    workers = _available_cores()
+    _keep_freed_memory()
+    if workers == 1:
+        return 1, None
+    _set_blas_threads(1)
+    return workers, ThreadPoolExecutor(workers - 1, thread_name_prefix="tinydiff")
+
+
+def _set_blas_threads(n: int) -> None:
+    """Set the number of threads of the OpenBLAS inside NumPy's wheel; other BLAS libraries are left as they are."""
+    folder = pathlib.Path(np.__file__).parent
+    for library in [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(str(library)).scipy_openblas_set_num_threads64_(ctypes.c_int(n))
+
+
+def _keep_freed_memory() -> None:
+    """Ask the GNU C library to keep freed memory for the next array instead of giving it back to the system.
+
+    A training step frees and makes the same arrays again; getting fresh pages from the system each time costs more
+    than most elementwise work on them.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(m_mmap_threshold, 32 << 20)  # the most it takes
+            libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def parallel(work: Callable[[int, int], Any], n: int, grain: int = 1, on: Array | None = None) -> list[Any]:
+    """Call work(start, stop) on consecutive pieces of range(n), one piece a core, and return the results in order.
+
+    grain: no piece is smaller than this many items, so that small jobs stay on one core. on: an array the work is
+    done on; a CUDA device takes the whole range as one piece. The pieces depend only on n, grain and the number of
+    cores, so that sums over them are the same from run to run.
+    """
+    workers, pool = (1, None) if on is not None and _is_foreign(on) else _pool()
+    pieces = max(1, min(workers, n // grain))
+    if pieces == 1 or pool is None:
+        return [work(0, n)]
+    bounds = [n * i // pieces for i in range(pieces + 1)]
+    futures = [pool.submit(work, *bounds[i : i + 2]) for i in range(1, pieces)]
+    return [work(*bounds[:2]), *(future.result() for future in futures)]
+
+
+def items_per_block(x: Array, bytes_per_item: int) -> int:
+    """How many items of a batch to work on at once: what a core's cache holds; on a CUDA device 256 MB."""
+    return max(1, (1 << 28 if _is_foreign(x) else 1 << 20) // bytes_per_item)
+
+
+_SHARED_FLOPS = 1 << 21
+"""A matrix product smaller than this many multiplications is not worth a second core."""
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """The product of matrices, batched over leading axes as NumPy does, its rows shared among the cores."""
+    xp = array_module(a, b)
+    if (
+        xp is not np
+        or a.ndim < 2
+        or a.shape[-1] * b.shape[-1] * a.size // max(1, a.shape[-1]) < _SHARED_FLOPS
+    ):
+        return xp.matmul(a, b)
+    shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    out = np.empty(shape, np.result_type(a, b))
+    along = [m.ndim == len(shape) and m.shape[0] == shape[0] for m in (a, b)]
+    split_b = along[1] and len(shape) > 2
+
+    def work(start: int, stop: int) -> None:
+        piece = slice(start, stop)
+        np.matmul(a[piece] if along[0] else a, b[piece] if split_b else b, out=out[piece])
+
+    parallel(work, shape[0] if along[0] or split_b else 1)
+    return out
+
+
+def matmul_transposed(a: Array, b: Array) -> Array:
+    """aᵀ b for a (N, K) and b (N, M): the sum over rows of their outer products, rows shared among the cores."""
+    grain = max(1, _SHARED_FLOPS // (a.shape[1] * b.shape[1]))
+    parts = parallel(lambda start, stop: a[start:stop].T @ b[start:stop], len(a), grain, on=a)
+    return functools.reduce(lambda total, part: total + part, parts)
+
+
+def sum_rows(x: Array) -> Array:
+    """The sum of x (..., C) over all axes but the last, as a product with a row of ones: (C,)."""
+    flat = x.reshape(-1, x.shape[-1])
+    return matmul_transposed(array_module(x).ones((len(flat), 1), x.dtype), flat)[0]
+
+
+# ------------------------------------------------------------------------- one formula, two machines
+
+
+def elementwise(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn formula(xp, *args) into a function of arrays and numbers that makes one pass through memory.
+
+    The formula is written once, with operators and with functions of xp (xp.exp, xp.where, ...), and gives one array
+    or a tuple of arrays in the broadcast shape of its arguments. On NumPy it is evaluated block by block in the cache,
+    the blocks spread over the cores; on CuPy the whole formula becomes one fused kernel. The function takes `out=`,
+    an array or a tuple of arrays to write to, which may be among the arguments.
+    """
+    fused: list[Callable[..., Any]] = []
+
+    @functools.wraps(formula)
+    def run(*args: Any, out: Any = None) -> Any:
+        xp = array_module(*args)
+        if xp is np:
+            return _run_blocked(formula, args, out)
+        if not fused:
+            fused.append(xp.fuse(lambda *a: formula(xp, *a), kernel_name=formula.__name__))
+        return _write(fused[0](*args), out)
+
+    return run
+
+
+def _write(value: Any, out: Any) -> Any:
+    """Copy the results of a formula to the arrays that were given for them, if any."""
+    if out is None:
+        return value
+    for target, v in zip(_as_tuple(out), _as_tuple(value), strict=True):
+        target[...] = v
+    return out
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _run_blocked(formula: Callable[..., Any], args: tuple[Any, ...], out: Any) -> Any:
+    """Evaluate a formula over blocks of its leading axis; arguments that broadcast along it are passed whole."""
+    shape = np.broadcast_shapes(*(np.shape(a) for a in args))
+    size = int(np.prod(shape))
+    if size <= BLOCK:
+        return _write(formula(np, *args), out)
+    flat = all(np.ndim(a) == 0 or (a.shape == shape and a.flags.c_contiguous) for a in args)
+    if flat and (out is None or all(o.flags.c_contiguous for o in _as_tuple(out))):
+        args = tuple(a if np.ndim(a) == 0 else a.reshape(-1) for a in args)
+    rows = size if flat else shape[0]
+    step = max(1, BLOCK * rows // size)
+    split = [np.ndim(a) == (1 if flat else len(shape)) and a.shape[0] == rows for a in args]
+
+    def block(start: int, stop: int) -> Any:
+        return formula(np, *(a[start:stop] if s else a for a, s in zip(args, split, strict=True)))
+
+    first = _as_tuple(block(0, step))
+    outs = _as_tuple(out) if out is not None else tuple(np.empty(shape, f.dtype) for f in first)
+    targets = [o.reshape(-1) for o in outs] if flat else list(outs)
+    for target, value in zip(targets, first, strict=True):
+        target[:step] = value
+
+    def work(start: int, stop: int) -> None:
+        for i in range(step + start, step + stop, step):
+            j = min(i + step, step + stop)
+            for target, value in zip(targets, _as_tuple(block(i, j)), strict=True):
+                target[i:j] = value
+
+    parallel(work, rows - step, 2 * step)
+    return out if out is not None else outs if len(outs) > 1 else outs[0]

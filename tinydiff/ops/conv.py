@@ -1,0 +1,176 @@
+"""Convolution, channels last: images (B, H, W, C), kernels (kh, kw, C, C').
+
+A convolution is a matrix product: each output pixel is one row, the kh x kw x C inputs that it sees (a "window")
+times the kernel as a (kh kw C) x C' matrix. Laying out all windows of a batch would take kh kw times the images'
+memory, so the work goes a few images at a time: their windows stay in the cache and are forgotten after the product.
+
+The gradient with respect to the images is again such a convolution, of the output's gradient with the kernel turned
+by 180° and its channels swapped; strided, its pixels are first spread apart with zeros. That is also what a
+transposed convolution computes.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tinydiff import backend
+from tinydiff.autograd import op
+from tinydiff.backend import Array, array_module
+
+
+@op
+def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0) -> Any:
+    """y[b, i, j] = bias + Σ_uv x[b, s i + u − p, s j + v − p] · weight[u, v], zero outside the image.
+
+    x: (B, H, W, C), weight: (kh, kw, C, C'), bias: (C',) or None; stride s >= 1, 0 <= padding p < kh, kw.
+    Gives (B, H', W', C') with H' = (H + 2p − kh) // s + 1. Raises ValueError for shapes that do not fit.
+    """
+    kh, kw = weight.shape[:2]
+    _check(x, weight, weight.shape[2], stride, padding)
+    size = tuple((n + 2 * padding - k) // stride + 1 for n, k in zip(x.shape[1:3], (kh, kw), strict=True))
+    if min(size) < 1:
+        raise ValueError(f"an image of {x.shape[1]} x {x.shape[2]} is too small for a kernel of {kh} x {kw}")
+    y = _correlate(x, weight, bias, size, stride, (padding, padding))
+
+    def vjp(g: Array) -> tuple[Any, ...]:
+        gradients = (
+            lambda: _correlate(
+                g, _turned(weight), None, x.shape[1:3], 1, (kh - 1 - padding, kw - 1 - padding), stride
+            ),
+            lambda: _weight_gradient(x, g, weight.shape, stride, padding),
+            lambda: backend.sum_rows(g),
+        )
+        return gradients if bias is not None else gradients[:2]
+
+    return y, vjp
+
+
+@op
+def conv_transpose2d(
+    x: Array, weight: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0
+) -> Any:
+    """The convolution that conv2d's gradient is: each input pixel adds its multiple of the kernel to the output.
+
+    x: (B, H, W, C), weight: (kh, kw, C', C), bias: (C',) or None. Gives (B, H', W', C') with
+    H' = (H − 1) s + kh − 2p, so that conv2d with the same kernel maps the output's shape back to x's. Raises
+    ValueError for shapes that do not fit.
+    """
+    kh, kw = weight.shape[:2]
+    _check(x, weight, weight.shape[3], stride, padding)
+    size = tuple((n - 1) * stride + k - 2 * padding for n, k in zip(x.shape[1:3], (kh, kw), strict=True))
+    y = _correlate(x, _turned(weight), bias, size, 1, (kh - 1 - padding, kw - 1 - padding), stride)
+
+    def vjp(g: Array) -> tuple[Any, ...]:
+        gradients = (
+            lambda: _correlate(g, weight, None, x.shape[1:3], stride, (padding, padding)),
+            lambda: _weight_gradient(g, x, weight.shape, stride, padding),
+            lambda: backend.sum_rows(g),
+        )
+        return gradients if bias is not None else gradients[:2]
+
+    return y, vjp
+
+
+def _check(x: Array, weight: Array, channels: int, stride: int, padding: int) -> None:
+    if x.ndim != 4 or weight.ndim != 4:
+        raise ValueError("images must be (B, H, W, C) and the kernel have four axes")
+    if x.shape[3] != channels:
+        raise ValueError(f"the kernel takes {channels} channels, the images have {x.shape[3]}")
+    if stride < 1 or not 0 <= padding < min(weight.shape[:2]):
+        raise ValueError(
+            f"stride must be >= 1 and padding in 0..{min(weight.shape[:2]) - 1}, got {stride}, {padding}"
+        )
+
+
+def _turned(weight: Array) -> Array:
+    """The kernel turned by 180°, its input and output channels swapped."""
+    return weight[::-1, ::-1].swapaxes(2, 3)
+
+
+class _Windows:
+    """The windows of a few images, as rows of a matrix, in buffers that are used again for the next few.
+
+    The images are copied into a frame of zeros, `spread` pixels apart and `offset` from its corner; the windows are a
+    strided view of the frame, copied to be the rows of a matrix.
+    """
+
+    def __init__(
+        self, x: Array, kernel: tuple[int, int], size: Any, stride: int, offset: Any, spread: int, n: int
+    ):
+        xp, (H, W, C), (kh, kw), (Ho, Wo) = array_module(x), x.shape[1:], kernel, size
+        frame = xp.zeros((n, (Ho - 1) * stride + kh, (Wo - 1) * stride + kw, C), x.dtype)
+        (top, left), (bottom, right) = offset, frame.shape[1:3]
+        self.inside = frame[
+            :, top : top + (H - 1) * spread + 1 : spread, left : left + (W - 1) * spread + 1 : spread
+        ]
+        sb, sy, sx, sc = frame.strides
+        self.view = xp.lib.stride_tricks.as_strided(
+            frame, (n, Ho, Wo, kh, kw, C), (sb, sy * stride, sx * stride, sy, sx, sc)
+        )
+        self.rows = xp.empty(self.view.shape, x.dtype)
+
+    def of(self, images: Array) -> Array:
+        """The windows of (n, H, W, C) images: (n H' W', kh kw C)."""
+        n, (h, w) = len(images), self.inside.shape[1:3]
+        self.inside[:n] = images[:, :h, :w]
+        self.rows[:n] = self.view[:n]
+        return self.rows[:n].reshape(n * self.rows.shape[1] * self.rows.shape[2], -1)
+
+
+def _block(x: Array, size: Any, kernel_size: int) -> int:
+    """How many images to work on at once."""
+    return backend.items_per_block(x, size[0] * size[1] * kernel_size * x.shape[3] * x.dtype.itemsize)
+
+
+def _correlate(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    size: Any,
+    stride: int,
+    offset: tuple[int, int],
+    spread: int = 1,
+) -> Array:
+    """The windows of x times the kernel, plus the bias: (B, *size, C')."""
+    B, (kh, kw, C, Co) = len(x), weight.shape
+    xp, matrix = array_module(x, weight), weight.reshape(-1, Co)
+    y = xp.empty((B, *size, Co), x.dtype)
+    if kh == kw == stride == spread == 1:
+        return _add_bias(backend.matmul(x.reshape(-1, C), matrix), bias).reshape(y.shape)
+
+    def work(start: int, stop: int) -> None:
+        n = min(_block(x, size, kh * kw), stop - start)
+        windows = _Windows(x, (kh, kw), size, stride, offset, spread, n)
+        for i in range(start, stop, n):
+            images = x[i : min(i + n, stop)]
+            out = y[i : i + len(images)].reshape(-1, Co)
+            xp.matmul(windows.of(images), matrix, out=out)
+            _add_bias(out, bias)
+
+    backend.parallel(work, B, on=x)
+    return y
+
+
+def _add_bias(y: Array, bias: Array | None) -> Array:
+    if bias is not None:
+        y += bias
+    return y
+
+
+def _weight_gradient(x: Array, g: Array, shape: tuple[int, ...], stride: int, padding: int) -> Array:
+    """Σ over images and pixels of (window of x) ⊗ (gradient of the output pixel), in the kernel's shape."""
+    kh, kw, C, Co = shape
+    if kh == kw == stride == 1:
+        return backend.matmul_transposed(x.reshape(-1, C), g.reshape(-1, Co)).reshape(shape)
+
+    def work(start: int, stop: int) -> Array:
+        n = min(_block(x, g.shape[1:3], kh * kw), stop - start)
+        windows = _Windows(x, (kh, kw), g.shape[1:3], stride, (padding, padding), 1, n)
+        total = array_module(x).zeros((kh * kw * C, Co), x.dtype)
+        for i in range(start, stop, n):
+            j = min(i + n, stop)
+            total += windows.of(x[i:j]).T @ g[i:j].reshape(-1, Co)
+        return total
+
+    return functools.reduce(lambda a, b: a + b, backend.parallel(work, len(x), on=x)).reshape(shape)

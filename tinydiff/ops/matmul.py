@@ -1,0 +1,43 @@
+"""Products of matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinydiff import backend
+from tinydiff.autograd import op
+from tinydiff.backend import Array
+
+
+@op
+def matmul(a: Array, b: Array) -> Any:
+    """a @ b for a (..., N, K) and b (..., K, M), their leading axes broadcast; both have two axes or more."""
+    if a.ndim < 2 or b.ndim < 2:
+        raise ValueError("both arguments need two axes or more")
+    return backend.matmul(a, b), lambda g: (
+        lambda: backend.matmul(g, b.swapaxes(-1, -2)),
+        lambda: backend.matmul(a.swapaxes(-1, -2), g),
+    )
+
+
+@op
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Any:
+    """x W + b for x (..., K), W (K, M), b (M,) or None: (..., M)."""
+    K, M = weight.shape
+    if x.shape[-1] != K:
+        raise ValueError(f"the last axis of x must have the weight's {K} rows, got {x.shape[-1]}")
+    rows = x.reshape(-1, K)
+    y = backend.matmul(rows, weight)
+    if bias is not None:
+        y += bias
+
+    def vjp(g: Array) -> tuple[Any, ...]:
+        g_rows = g.reshape(-1, M)
+        gradients = (
+            lambda: backend.matmul(g_rows, weight.T).reshape(x.shape),
+            lambda: backend.matmul_transposed(rows, g_rows),
+            lambda: backend.sum_rows(g_rows),
+        )
+        return gradients if bias is not None else gradients[:2]
+
+    return y.reshape(*x.shape[:-1], M), vjp
