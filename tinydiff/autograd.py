@@ -84,9 +84,7 @@ class Tensor:
         return len(self.data)
 
     def __repr__(self) -> str:
-        made_by = (
-            f", made by {self._node.name}" if self._node else ", requires_grad=True" * self.requires_grad
-        )
+        made_by = f", made by {self._node.name}" if self._node else ", requires_grad=True" * self.requires_grad
         return f"Tensor({self.data!r}{made_by})"
 
     def item(self) -> float:
@@ -114,13 +112,9 @@ class Tensor:
         tensor that the gradient needs was written to since; ValueError if grad is missing or of another shape.
         """
         if not self.requires_grad:
-            raise RuntimeError(
-                "backward needs a tensor computed from one with requires_grad=True; this one was not"
-            )
+            raise RuntimeError("backward needs a tensor computed from one with requires_grad=True; this one was not")
         if grad is None and self.size != 1:
-            raise ValueError(
-                f"backward from a tensor of shape {self.shape} needs its gradient; only a scalar has 1"
-            )
+            raise ValueError(f"backward from a tensor of shape {self.shape} needs its gradient; only a scalar has 1")
         if grad is not None and grad.shape != self.shape:
             raise ValueError(f"the gradient must have the tensor's shape {self.shape}, got {grad.shape}")
         seed = backend.array_module(self.data).ones_like(self.data) if grad is None else grad
@@ -132,9 +126,7 @@ class Tensor:
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write to the data in place; raises RuntimeError for a tensor that an op computed with gradients."""
         if self._node is not None:
-            raise RuntimeError(
-                f"a tensor made by {self._node.name} cannot be changed in place: its gradient is needed"
-            )
+            raise RuntimeError(f"a tensor made by {self._node.name} cannot be changed in place: its gradient is needed")
         self.data[index] = value.data if isinstance(value, Tensor) else value
         self.mark_changed()
 
@@ -174,8 +166,7 @@ class Node:
     def __init__(self, name: str, vjp: Callable[[Array], Any], args: tuple[Any, ...]):
         self.name, self.vjp, self.order = name, vjp, next(_order)
         self.parents = [
-            (a._node or a, a.shape, a.dtype) if isinstance(a, Tensor) and a.requires_grad else None
-            for a in args
+            (a._node or a, a.shape, a.dtype) if isinstance(a, Tensor) and a.requires_grad else None for a in args
         ]
         self.versions = [(a._changes, a._changes[0]) for a in args if isinstance(a, Tensor)]
 
@@ -228,9 +219,7 @@ def _backpropagate(last: Node, seed: Array) -> None:
         _check_usable(node)
         gradient, _ = gradients.pop(node)
         pieces = node.vjp(gradient)
-        for parent, piece in zip(
-            node.parents, pieces if isinstance(pieces, tuple) else (pieces,), strict=True
-        ):
+        for parent, piece in zip(node.parents, pieces if isinstance(pieces, tuple) else (pieces,), strict=True):
             if parent is None or piece is None:
                 continue
             target, shape, dtype = parent

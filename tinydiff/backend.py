@@ -241,11 +241,7 @@ _SHARED_FLOPS = 1 << 21
 def matmul(a: Array, b: Array) -> Array:
     """The product of matrices, batched over leading axes as NumPy does, its rows shared among the cores."""
     xp = array_module(a, b)
-    if (
-        xp is not np
-        or a.ndim < 2
-        or a.shape[-1] * b.shape[-1] * a.size // max(1, a.shape[-1]) < _SHARED_FLOPS
-    ):
+    if xp is not np or a.ndim < 2 or a.shape[-1] * b.shape[-1] * a.size // max(1, a.shape[-1]) < _SHARED_FLOPS:
         return xp.matmul(a, b)
     shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     out = np.empty(shape, np.result_type(a, b))

@@ -25,9 +25,7 @@ class Rng:
 
     def __init__(self, seed: int = 0, device: str | None = None, *, path: tuple[int, ...] = ()):
         if seed < 0 or any(p < 0 for p in path):
-            raise ValueError(
-                f"a seed and the names of its streams must be whole numbers >= 0, got {seed} {path}"
-            )
+            raise ValueError(f"a seed and the names of its streams must be whole numbers >= 0, got {seed} {path}")
         self.seed, self.path = int(seed), tuple(int(p) for p in path)
         self.device = backend.resolve_device(device)
         self._generator: Any = None
@@ -43,9 +41,7 @@ class Rng:
     def generator(self) -> Any:
         """The NumPy or CuPy generator underneath, made at the first draw."""
         if self._generator is None:
-            self._generator = backend.random_generator(
-                np.random.SeedSequence((self.seed, *self.path)), self.device
-            )
+            self._generator = backend.random_generator(np.random.SeedSequence((self.seed, *self.path)), self.device)
         return self._generator
 
     def normal(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
@@ -66,6 +62,4 @@ class Rng:
 
     def permutation(self, n: int) -> np.ndarray:
         """The numbers 0..n-1 in random order, int64, always on the host (it orders the data, which lives there)."""
-        return np.random.Generator(
-            np.random.PCG64(np.random.SeedSequence((self.seed, *self.path)))
-        ).permutation(n)
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, *self.path)))).permutation(n)

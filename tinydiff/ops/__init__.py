@@ -3,8 +3,27 @@
 from tinydiff.autograd import Tensor
 from tinydiff.ops.conv import conv2d, conv_transpose2d
 from tinydiff.ops.elementwise import (
-    absolute, add, clip, cos, div, exp, gelu, log, maximum, minimum, mul, neg, power, relu, sigmoid, silu, sin, sqrt,
-    sub, tanh, where,
+    absolute,
+    add,
+    clip,
+    cos,
+    div,
+    exp,
+    gelu,
+    log,
+    maximum,
+    minimum,
+    mul,
+    neg,
+    power,
+    relu,
+    sigmoid,
+    silu,
+    sin,
+    sqrt,
+    sub,
+    tanh,
+    where,
 )  # fmt: skip
 from tinydiff.ops.index import getitem, take_rows
 from tinydiff.ops.loss import cross_entropy, kl_standard_normal, mse_loss
@@ -13,7 +32,15 @@ from tinydiff.ops.norm import group_norm, layer_norm
 from tinydiff.ops.random import dropout
 from tinydiff.ops.reduce import max, mean, sum, variance
 from tinydiff.ops.shape import (
-    broadcast_to, concat, depth_to_space, downsample_average, pad, reshape, space_to_depth, stack, transpose,
+    broadcast_to,
+    concat,
+    depth_to_space,
+    downsample_average,
+    pad,
+    reshape,
+    space_to_depth,
+    stack,
+    transpose,
     upsample_nearest,
 )  # fmt: skip
 from tinydiff.ops.softmax import attention, log_softmax, softmax

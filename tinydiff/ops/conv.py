@@ -23,7 +23,8 @@ from tinydiff.backend import Array, array_module
 def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0) -> Any:
     """y[b, i, j] = bias + Σ_uv x[b, s i + u − p, s j + v − p] · weight[u, v], zero outside the image.
 
-    x: (B, H, W, C), weight: (kh, kw, C, C'), bias: (C',) or None; stride s >= 1, 0 <= padding p < kh, kw.
+    x: (B, H, W, C), weight: (kh, kw, C, C'), bias: (C',), or (B, C') to give each image its own, or None;
+    stride s >= 1, 0 <= padding p < kh, kw.
     Gives (B, H', W', C') with H' = (H + 2p − kh) // s + 1. Raises ValueError for shapes that do not fit.
     """
     kh, kw = weight.shape[:2]
@@ -35,11 +36,9 @@ def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: int = 
 
     def vjp(g: Array) -> tuple[Any, ...]:
         gradients = (
-            lambda: _correlate(
-                g, _turned(weight), None, x.shape[1:3], 1, (kh - 1 - padding, kw - 1 - padding), stride
-            ),
+            lambda: _correlate(g, _turned(weight), None, x.shape[1:3], 1, (kh - 1 - padding, kw - 1 - padding), stride),
             lambda: _weight_gradient(x, g, weight.shape, stride, padding),
-            lambda: backend.sum_rows(g),
+            lambda: _bias_gradient(g, bias),
         )
         return gradients if bias is not None else gradients[:2]
 
@@ -47,9 +46,7 @@ def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: int = 
 
 
 @op
-def conv_transpose2d(
-    x: Array, weight: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0
-) -> Any:
+def conv_transpose2d(x: Array, weight: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0) -> Any:
     """The convolution that conv2d's gradient is: each input pixel adds its multiple of the kernel to the output.
 
     x: (B, H, W, C), weight: (kh, kw, C', C), bias: (C',) or None. Gives (B, H', W', C') with
@@ -65,7 +62,7 @@ def conv_transpose2d(
         gradients = (
             lambda: _correlate(g, weight, None, x.shape[1:3], stride, (padding, padding)),
             lambda: _weight_gradient(g, x, weight.shape, stride, padding),
-            lambda: backend.sum_rows(g),
+            lambda: _bias_gradient(g, bias),
         )
         return gradients if bias is not None else gradients[:2]
 
@@ -78,9 +75,7 @@ def _check(x: Array, weight: Array, channels: int, stride: int, padding: int) ->
     if x.shape[3] != channels:
         raise ValueError(f"the kernel takes {channels} channels, the images have {x.shape[3]}")
     if stride < 1 or not 0 <= padding < min(weight.shape[:2]):
-        raise ValueError(
-            f"stride must be >= 1 and padding in 0..{min(weight.shape[:2]) - 1}, got {stride}, {padding}"
-        )
+        raise ValueError(f"stride must be >= 1 and padding in 0..{min(weight.shape[:2]) - 1}, got {stride}, {padding}")
 
 
 def _turned(weight: Array) -> Array:
@@ -95,15 +90,11 @@ class _Windows:
     strided view of the frame, copied to be the rows of a matrix.
     """
 
-    def __init__(
-        self, x: Array, kernel: tuple[int, int], size: Any, stride: int, offset: Any, spread: int, n: int
-    ):
+    def __init__(self, x: Array, kernel: tuple[int, int], size: Any, stride: int, offset: Any, spread: int, n: int):
         xp, (H, W, C), (kh, kw), (Ho, Wo) = array_module(x), x.shape[1:], kernel, size
         frame = xp.zeros((n, (Ho - 1) * stride + kh, (Wo - 1) * stride + kw, C), x.dtype)
-        (top, left), (bottom, right) = offset, frame.shape[1:3]
-        self.inside = frame[
-            :, top : top + (H - 1) * spread + 1 : spread, left : left + (W - 1) * spread + 1 : spread
-        ]
+        top, left = offset
+        self.inside = frame[:, top : top + (H - 1) * spread + 1 : spread, left : left + (W - 1) * spread + 1 : spread]
         sb, sy, sx, sc = frame.strides
         self.view = xp.lib.stride_tricks.as_strided(
             frame, (n, Ho, Wo, kh, kw, C), (sb, sy * stride, sx * stride, sy, sx, sc)
@@ -137,25 +128,33 @@ def _correlate(
     xp, matrix = array_module(x, weight), weight.reshape(-1, Co)
     y = xp.empty((B, *size, Co), x.dtype)
     if kh == kw == stride == spread == 1:
-        return _add_bias(backend.matmul(x.reshape(-1, C), matrix), bias).reshape(y.shape)
+        y = backend.matmul(x.reshape(-1, C), matrix).reshape(y.shape)
+        return y if bias is None else _add_bias(y, bias)
 
     def work(start: int, stop: int) -> None:
         n = min(_block(x, size, kh * kw), stop - start)
         windows = _Windows(x, (kh, kw), size, stride, offset, spread, n)
         for i in range(start, stop, n):
-            images = x[i : min(i + n, stop)]
-            out = y[i : i + len(images)].reshape(-1, Co)
-            xp.matmul(windows.of(images), matrix, out=out)
-            _add_bias(out, bias)
+            j = min(i + n, stop)
+            xp.matmul(windows.of(x[i:j]), matrix, out=y[i:j].reshape(-1, Co))
+            if bias is not None:
+                _add_bias(y[i:j], bias if bias.ndim == 1 else bias[i:j])
 
     backend.parallel(work, B, on=x)
     return y
 
 
-def _add_bias(y: Array, bias: Array | None) -> Array:
-    if bias is not None:
-        y += bias
+def _add_bias(y: Array, bias: Array) -> Array:
+    """Add one bias (C',) to all images, or each image's own (B, C'), in place."""
+    y += bias if bias.ndim == 1 else bias[:, None, None, :]
     return y
+
+
+def _bias_gradient(g: Array, bias: Array) -> Array:
+    if bias.ndim == 1:
+        return backend.sum_rows(g)
+    pixels = g.reshape(len(g), -1, g.shape[-1])
+    return (array_module(g).ones((1, pixels.shape[1]), g.dtype) @ pixels)[:, 0]
 
 
 def _weight_gradient(x: Array, g: Array, shape: tuple[int, ...], stride: int, padding: int) -> Array:

@@ -51,9 +51,7 @@ def cross_entropy(logits: Tensor, labels: Array) -> Tensor:
     """
     K = logits.shape[-1]
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"cross_entropy needs logits (B, K) and labels (B,), got {logits.shape} and {labels.shape}"
-        )
+        raise ValueError(f"cross_entropy needs logits (B, K) and labels (B,), got {logits.shape} and {labels.shape}")
     if labels.size and not (0 <= int(labels.min()) and int(labels.max()) < K):
         raise ValueError(f"labels must be in 0..{K - 1}, got {int(labels.min())}..{int(labels.max())}")
     return -mean(_pick(log_softmax(logits), labels=labels))

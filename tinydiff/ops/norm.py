@@ -16,9 +16,7 @@ from tinydiff.backend import Array, array_module
 
 
 @op
-def group_norm(
-    x: Array, gamma: Array, beta: Array, *, groups: int, eps: float = 1e-5, silu: bool = False
-) -> Any:
+def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float = 1e-5, silu: bool = False) -> Any:
     """GroupNorm (Wu & He 2018): each image's channels are normalised in groups, over all its pixels.
 
     x: (B, ..., C), gamma and beta: (C,), `groups` divides C; gives x's shape, or SiLU of it when `silu`.
@@ -73,9 +71,7 @@ def _silu(z: Array) -> None:
     z += z * array_module(z).tanh(z)
 
 
-def _group_norm_vjp(
-    g: Array, x: Array, gamma: Array, beta: Array, moments: Array, groups: int, silu: bool
-) -> Any:
+def _group_norm_vjp(g: Array, x: Array, gamma: Array, beta: Array, moments: Array, groups: int, silu: bool) -> Any:
     """dx = (h − mean(h) − x̂ mean(h x̂)) / √(variance + eps) with h = γ dz, means over the group, z = x̂ γ + β."""
     xp, images, g_images = (
         array_module(x),

@@ -121,11 +121,7 @@ def _to_depth(x: Array, f: int) -> Array:
     B, H, W, C = x.shape
     if H % f or W % f:
         raise ValueError(f"the factor {f} must divide the image's height and width {H} x {W}")
-    return (
-        x.reshape(B, H // f, f, W // f, f, C)
-        .transpose(0, 1, 3, 2, 4, 5)
-        .reshape(B, H // f, W // f, f * f * C)
-    )
+    return x.reshape(B, H // f, f, W // f, f, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, H // f, W // f, f * f * C)
 
 
 def _to_space(x: Array, f: int) -> Array:

@@ -1,0 +1,15 @@
+"""Layers: modules that hold parameters, up to the U-Net."""
+
+from tinydiff.nn.attention import CrossAttention, SelfAttention
+from tinydiff.nn.conv import Conv2d, Downsample, Upsample
+from tinydiff.nn.embedding import Embedding, TimeEmbedding, sinusoidal
+from tinydiff.nn.linear import Linear
+from tinydiff.nn.module import Module, Parameter
+from tinydiff.nn.norm import GroupNorm, LayerNorm
+from tinydiff.nn.resblock import ResBlock
+from tinydiff.nn.unet import UNet, UNetConfig
+
+__all__ = [
+    "Conv2d", "CrossAttention", "Downsample", "Embedding", "GroupNorm", "LayerNorm", "Linear", "Module", "Parameter",
+    "ResBlock", "SelfAttention", "TimeEmbedding", "UNet", "UNetConfig", "Upsample", "sinusoidal",
+]  # fmt: skip

@@ -1,0 +1,50 @@
+"""Embeddings: vectors for whole numbers (learned) and for times (sines and cosines)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tinydiff import ops
+from tinydiff.autograd import Tensor
+from tinydiff.backend import Array, array_module, to_device
+from tinydiff.nn.linear import Linear
+from tinydiff.nn.module import Module, Parameter
+from tinydiff.rng import Rng
+
+
+class Embedding(Module):
+    """A table of `count` learned vectors, drawn from N(0, 1); rows are picked by whole numbers of any shape."""
+
+    def __init__(self, count: int, channels: int, rng: Rng):
+        self.weight = Parameter(rng.normal((count, channels)))
+
+    def __call__(self, rows: Any) -> Tensor:
+        return ops.take_rows(self.weight, rows=to_device(np.asarray(rows) if isinstance(rows, (int, list)) else rows))
+
+
+def sinusoidal(t: Array, channels: int, longest: float = 10_000) -> Array:
+    """[sin(t ω_i), cos(t ω_i)] with ω_i = longest^(−i/(channels/2)) (E20; Vaswani et al. 2017, §3.5).
+
+    t: (B,) times; gives (B, channels) float64 in [-1, 1]. Raises ValueError for an odd number of channels.
+    """
+    if channels % 2:
+        raise ValueError(f"a sinusoidal embedding needs an even number of channels, got {channels}")
+    xp, half = array_module(t), channels // 2
+    omega = xp.exp(xp.arange(half, dtype=xp.float64) * (-math.log(longest) / half))
+    angles = t[:, None] * omega
+    return xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=1)
+
+
+class TimeEmbedding(Module):
+    """The sinusoidal embedding of a time through a small network: t (B,) -> (B, outputs), ready for a block's Linear."""
+
+    def __init__(self, channels: int, outputs: int, rng: Rng):
+        self.channels = channels
+        self.inner, self.outer = Linear(channels, outputs, rng), Linear(outputs, outputs, rng)
+
+    def __call__(self, t: Array) -> Tensor:
+        h = Tensor(sinusoidal(t, self.channels).astype(self.inner.weight.dtype))
+        return self.outer(ops.silu(self.inner(h)))

@@ -1,0 +1,23 @@
+"""Linear: a matrix product along the last axis."""
+
+from __future__ import annotations
+
+from tinydiff import ops
+from tinydiff.autograd import Tensor
+from tinydiff.nn.init import fan_in_normal
+from tinydiff.nn.module import Module, Parameter
+from tinydiff.rng import Rng
+
+
+class Linear(Module):
+    """y = x W + b for x (..., inputs): (..., outputs).
+
+    W is drawn from N(0, 1/inputs), or is zero when `zero`, so that a residual branch starts as nothing; b is zero.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rng: Rng, *, bias: bool = True, zero: bool = False):
+        self.weight = fan_in_normal((inputs, outputs), inputs, rng, zero)
+        self.bias = Parameter(self.weight.data[0] * 0) if bias else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias) if self.bias is not None else ops.linear(x, self.weight)

@@ -1,0 +1,37 @@
+"""ResBlock: the U-Net's block, told the time."""
+
+from __future__ import annotations
+
+from tinydiff import ops
+from tinydiff.autograd import Tensor
+from tinydiff.nn.conv import Conv2d
+from tinydiff.nn.linear import Linear
+from tinydiff.nn.module import Module
+from tinydiff.nn.norm import GroupNorm
+from tinydiff.rng import Rng
+
+
+class ResBlock(Module):
+    """skip(x) + conv(SiLU(norm(conv(SiLU(norm(x))) + Linear(emb)))) (E20; Ho et al. 2020, App. B).
+
+    x: images (B, H, W, inputs); emb: (B, embedding), the same for all pixels: what the block is told of the time and
+    the class. Gives (B, H, W, outputs). skip is the identity, or a 1 x 1 convolution where the channels change. The
+    second convolution starts at zero, so that the block starts as its skip.
+    """
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, rng: Rng, *, groups: int, dropout: float = 0.0):
+        self.dropout = dropout
+        self.norm1 = GroupNorm(inputs, groups, silu=True)
+        self.conv1 = Conv2d(inputs, outputs, rng)
+        self.emb = Linear(embedding, outputs, rng)
+        self.norm2 = GroupNorm(outputs, groups, silu=True)
+        self.conv2 = Conv2d(outputs, outputs, rng, zero=True)
+        self.skip = Conv2d(inputs, outputs, rng, kernel=1) if inputs != outputs else None
+
+    def __call__(self, x: Tensor, emb: Tensor, rng: Rng | None = None) -> Tensor:
+        h = self.norm2(self.conv1(self.norm1(x), self.emb(emb)))
+        if self.training and self.dropout:
+            if rng is None:
+                raise ValueError("a block with dropout needs an Rng while it trains")
+            h = ops.dropout(h, p=self.dropout, rng=rng)
+        return (self.skip(x) if self.skip else x) + self.conv2(h)

@@ -1,0 +1,240 @@
+"""Optimisers: SGD, Adam and AdamW, the schedule of their learning rate, and a moving average of the weights.
+
+An optimiser lays all parameters out in one vector, of which each parameter is then a view. Its update is one
+elementwise formula over that vector, in place: one pass through memory for a model of any number of layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import Array, array_module, elementwise, to_device
+from tinydiff.nn.module import Parameter
+
+
+class Optimiser:
+    """What all optimisers share: the vector of parameters, and the step.
+
+    parameters: from Module.parameters(); all of one dtype, on one device. Their data become views of `vector`, matrices
+    and kernels first, then vectors (biases and scales, which weight decay spares). Moving or converting the model
+    afterwards cuts it off: do that before. Raises ValueError for no parameters or mixed dtypes.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter]):
+        if len({p.dtype for p in parameters.values()}) != 1:
+            raise ValueError("an optimiser needs parameters, all of one dtype")
+        self.parameters = dict(sorted(parameters.items(), key=lambda item: item[1].ndim < 2))
+        first = next(iter(self.parameters.values()))
+        self._xp = array_module(first.data)
+        self.vector = self._xp.concatenate([p.data.reshape(-1) for p in self.parameters.values()])
+        self.gradient = self._xp.zeros_like(self.vector)
+        self.matrices = sum(p.size for p in self.parameters.values() if p.ndim >= 2)
+        self.count = 0
+        for p, piece in self._pieces(self.vector):
+            p.data = piece.reshape(p.shape)
+
+    def _pieces(self, vector: Array) -> Iterator[tuple[Parameter, Array]]:
+        """Each parameter with its piece of a vector laid out as the parameters are."""
+        start = 0
+        for p in self.parameters.values():
+            yield p, vector[start : start + p.size]
+            start += p.size
+
+    def step(self, lr: float, max_norm: float = math.inf) -> float:
+        """Update the parameters once from their gradients, then forget the gradients.
+
+        lr: the learning rate; max_norm: if the gradient's norm over all parameters is larger, it is scaled down to this
+        (Pascanu et al. 2013). Returns the norm before. Raises FloatingPointError, with nothing changed, if it is not
+        finite, naming the first parameter whose gradient is not.
+        """
+        for p, piece in self._pieces(self.gradient):
+            piece[...] = 0 if p.grad is None else p.grad.reshape(-1)
+        norm = float(self.gradient @ self.gradient) ** 0.5
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient of {self._first_bad()} is not finite")
+        self.count += 1
+        self._update(lr, min(1.0, max_norm / norm) if norm else 1.0)
+        for p in self.parameters.values():
+            p.grad = None
+            p.mark_changed()
+        return norm
+
+    def _first_bad(self) -> str:
+        for name, p in self.parameters.items():
+            if p.grad is not None and not bool(self._xp.isfinite(p.grad).all()):
+                return name
+        return "all parameters together (its square overflows)"
+
+    def _update(self, lr: float, scale: float) -> None:
+        """Change `vector` in place by a step of rate lr along `gradient` times scale."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """What the optimiser remembers between steps, on the host."""
+        return {"count": np.asarray(self.count)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set what state_dict gave. Raises ValueError if it is of another optimiser or model."""
+        self.count = int(state["count"])
+
+    def _load(self, target: Array, state: Mapping[str, Any], name: str) -> None:
+        if name not in state or state[name].shape != target.shape:
+            raise ValueError(f"the optimiser's state is of another model: {name} should be {target.shape}")
+        target[...] = to_device(state[name], self.parameters[next(iter(self.parameters))].device)
+
+
+class SGD(Optimiser):
+    """Gradient descent with momentum: u ← μ u + g, θ ← θ − lr u."""
+
+    def __init__(self, parameters: Mapping[str, Parameter], *, momentum: float = 0.0):
+        super().__init__(parameters)
+        self.momentum, self.velocity = momentum, self._xp.zeros_like(self.vector)
+
+    def _update(self, lr: float, scale: float) -> None:
+        arrays = self.vector, self.velocity
+        _sgd(*arrays, self.gradient, lr, scale, self.momentum, out=arrays)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return super().state_dict() | {"velocity": _to_host(self.velocity)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._load(self.velocity, state, "velocity")
+        super().load_state_dict(state)
+
+
+class Adam(Optimiser):
+    """Adam (Kingma & Ba 2015): m ← β₁ m + (1−β₁) g, v ← β₂ v + (1−β₂) g², θ ← θ − lr m̂ / (√v̂ + ε).
+
+    m̂ = m/(1−β₁ⁿ) and v̂ = v/(1−β₂ⁿ) undo the start from zero; n counts the steps.
+    """
+
+    weight_decay = 0.0
+
+    def __init__(
+        self, parameters: Mapping[str, Parameter], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ):
+        super().__init__(parameters)
+        self.betas, self.eps = betas, eps
+        self.m, self.v = self._xp.zeros_like(self.vector), self._xp.zeros_like(self.vector)
+
+    def _update(self, lr: float, scale: float) -> None:
+        if self.weight_decay:
+            self.vector[: self.matrices] *= 1 - lr * self.weight_decay
+        beta1, beta2 = self.betas
+        arrays = self.vector, self.m, self.v
+        rate, root = lr / (1 - beta1**self.count), (1 - beta2**self.count) ** 0.5
+        _adam(*arrays, self.gradient, scale, beta1, beta2, rate * root, self.eps * root, out=arrays)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return super().state_dict() | {"m": _to_host(self.m), "v": _to_host(self.v)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._load(self.m, state, "m")
+        self._load(self.v, state, "v")
+        super().load_state_dict(state)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019): first θ ← θ − lr λ θ, for matrices and kernels."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ):
+        super().__init__(parameters, betas=betas, eps=eps)
+        self.weight_decay = weight_decay
+
+
+@elementwise
+def _sgd(xp: Any, theta: Array, u: Array, g: Array, lr: float, scale: float, momentum: float) -> Any:
+    u = momentum * u + scale * g
+    return theta - lr * u, u
+
+
+@elementwise
+def _adam(
+    xp: Any,
+    theta: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    scale: float,
+    beta1: float,
+    beta2: float,
+    rate: float,
+    eps: float,
+) -> Any:
+    g = scale * g
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * (g * g)
+    return theta - rate * m / (xp.sqrt(v) + eps), m, v
+
+
+def _to_host(x: Array) -> np.ndarray:
+    return to_device(x, "cpu").copy()
+
+
+def warmup_cosine(step: int, steps: int, peak: float, warmup: int = 0, final: float = 0.0) -> float:
+    """The learning rate of step 1..steps: a straight rise to `peak` over `warmup` steps, then half a cosine to `final`.
+
+    Raises ValueError for a step outside 1..steps.
+    """
+    if not 1 <= step <= steps:
+        raise ValueError(f"the step must be in 1..{steps}, got {step}")
+    if step <= warmup:
+        return peak * step / warmup
+    done = (step - warmup) / (steps - warmup)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class EMA:
+    """An exponential moving average of the weights, which samples better than the weights themselves.
+
+    average ← d average + (1 − d) θ, with d = min(decay, (1 + n)/(10 + n)) at the n-th update, so that the random start
+    is soon forgotten. Raises ValueError for a decay outside [0, 1).
+    """
+
+    def __init__(self, optimiser: Optimiser, decay: float = 0.999):
+        if not 0 <= decay < 1:
+            raise ValueError(f"the decay must be in [0, 1), got {decay}")
+        self.optimiser, self.decay, self.count = optimiser, decay, 0
+        self.average = optimiser.vector.copy()
+
+    def update(self) -> None:
+        """Take in the weights as they are now."""
+        self.count += 1
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        _move_towards(self.average, self.optimiser.vector, 1 - decay, out=self.average)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within this context the model's parameters are the averages."""
+        own = self.optimiser.vector.copy()
+        self.optimiser.vector[...] = self.average
+        try:
+            yield
+        finally:
+            self.optimiser.vector[...] = own
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The average and the number of updates, on the host."""
+        return {"count": np.asarray(self.count), "average": _to_host(self.average)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set what state_dict gave. Raises ValueError if it is of another model."""
+        self.optimiser._load(self.average, state, "average")
+        self.count = int(state["count"])
+
+
+@elementwise
+def _move_towards(xp: Any, a: Array, b: Array, fraction: float) -> Array:
+    return a + fraction * (b - a)
