@@ -158,7 +158,7 @@ class Tensor:
 class Node:
     """One application of an op: where its gradient goes, and how to compute it.
 
-    parents: for each argument the node or the leaf tensor that receives its gradient, or None, with its shape and dtype.
+    parents: for each argument the node or leaf tensor that receives its gradient, its shape and dtype; or None.
     """
 
     __slots__ = ("name", "order", "parents", "versions", "vjp")
@@ -241,7 +241,7 @@ def _freed(g: Array) -> Any:
 def _check_usable(node: Node) -> None:
     if node.vjp is _freed:
         raise RuntimeError(
-            f"backward went through {node.name} before and freed its graph; compute the result again to differentiate it again"
+            f"backward went through {node.name} before and freed its graph; compute the result again first"
         )
     if any(changes[0] != seen for changes, seen in node.versions):
         raise RuntimeError(f"an argument of {node.name} was changed in place after {node.name} used it")

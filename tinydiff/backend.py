@@ -34,8 +34,8 @@ Array: TypeAlias = Any
 """numpy.ndarray or cupy.ndarray."""
 
 BLOCK = 1 << 18
-"""Elements in a block of an elementwise formula: it stays in the cache, yet a call on it is long enough that two threads
-seldom meet at the interpreter lock."""
+"""Elements in a block of an elementwise formula: few enough to stay in the cache, yet so many that two threads, each
+busy inside a NumPy call, seldom meet at the interpreter lock."""
 
 
 class DeviceError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Compare a gradient with finite differences, along one random direction: the cost is the same for any number of inputs."""
+"""Compare a gradient with finite differences along one random direction: the cost does not grow with the inputs."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import Array, array_module, elementwise, to_device
+from tinydiff.backend import Array, array_module, device_of, elementwise, to_device, to_numpy
 from tinydiff.nn.module import Parameter
 
 
@@ -22,7 +22,7 @@ class Optimiser:
 
     parameters: from Module.parameters(); all of one dtype, on one device. Their data become views of `vector`, matrices
     and kernels first, then vectors (biases and scales, which weight decay spares). Moving or converting the model
-    afterwards cuts it off: do that before. Raises ValueError for no parameters or mixed dtypes.
+    afterwards would cut it off: do that before. Raises ValueError for no parameters or mixed dtypes.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter]):
@@ -35,8 +35,9 @@ class Optimiser:
         self.gradient = self._xp.zeros_like(self.vector)
         self.matrices = sum(p.size for p in self.parameters.values() if p.ndim >= 2)
         self.count = 0
-        for p, piece in self._pieces(self.vector):
-            p.data = piece.reshape(p.shape)
+        self._views = [piece.reshape(p.shape) for p, piece in self._pieces(self.vector)]
+        for p, view in zip(self.parameters.values(), self._views, strict=True):
+            p.data = view
 
     def _pieces(self, vector: Array) -> Iterator[tuple[Parameter, Array]]:
         """Each parameter with its piece of a vector laid out as the parameters are."""
@@ -50,8 +51,9 @@ class Optimiser:
 
         lr: the learning rate; max_norm: if the gradient's norm over all parameters is larger, it is scaled down to this
         (Pascanu et al. 2013). Returns the norm before. Raises FloatingPointError, with nothing changed, if it is not
-        finite, naming the first parameter whose gradient is not.
+        finite, naming the first parameter whose gradient is not; RuntimeError if a parameter was cut off.
         """
+        self._check_views()
         for p, piece in self._pieces(self.gradient):
             piece[...] = 0 if p.grad is None else p.grad.reshape(-1)
         norm = float(self.gradient @ self.gradient) ** 0.5
@@ -64,6 +66,14 @@ class Optimiser:
             p.mark_changed()
         return norm
 
+    def _check_views(self) -> None:
+        for (name, p), view in zip(self.parameters.items(), self._views, strict=True):
+            if p.data is not view:
+                raise RuntimeError(
+                    f"{name} was moved, converted, replaced or given to another optimiser since this one was made; "
+                    "make the optimiser afterwards"
+                )
+
     def _first_bad(self) -> str:
         for name, p in self.parameters.items():
             if p.grad is not None and not bool(self._xp.isfinite(p.grad).all()):
@@ -74,18 +84,17 @@ class Optimiser:
         """Change `vector` in place by a step of rate lr along `gradient` times scale."""
         raise NotImplementedError
 
+    def _memory(self) -> dict[str, Array]:
+        """The vectors that it remembers between steps, by name."""
+        raise NotImplementedError
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """What the optimiser remembers between steps, on the host."""
-        return {"count": np.asarray(self.count)}
+        return _state(self.count, self._memory())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set what state_dict gave. Raises ValueError if it is of another optimiser or model."""
-        self.count = int(state["count"])
-
-    def _load(self, target: Array, state: Mapping[str, Any], name: str) -> None:
-        if name not in state or state[name].shape != target.shape:
-            raise ValueError(f"the optimiser's state is of another model: {name} should be {target.shape}")
-        target[...] = to_device(state[name], self.parameters[next(iter(self.parameters))].device)
+        """Set what state_dict gave. Raises ValueError, with nothing changed, if it is of another optimiser or model."""
+        self.count = _load(state, self._memory())
 
 
 class SGD(Optimiser):
@@ -99,12 +108,8 @@ class SGD(Optimiser):
         arrays = self.vector, self.velocity
         _sgd(*arrays, self.gradient, lr, scale, self.momentum, out=arrays)
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        return super().state_dict() | {"velocity": _to_host(self.velocity)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._load(self.velocity, state, "velocity")
-        super().load_state_dict(state)
+    def _memory(self) -> dict[str, Array]:
+        return {"velocity": self.velocity}
 
 
 class Adam(Optimiser):
@@ -130,13 +135,8 @@ class Adam(Optimiser):
         rate, root = lr / (1 - beta1**self.count), (1 - beta2**self.count) ** 0.5
         _adam(*arrays, self.gradient, scale, beta1, beta2, rate * root, self.eps * root, out=arrays)
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        return super().state_dict() | {"m": _to_host(self.m), "v": _to_host(self.v)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._load(self.m, state, "m")
-        self._load(self.v, state, "v")
-        super().load_state_dict(state)
+    def _memory(self) -> dict[str, Array]:
+        return {"m": self.m, "v": self.v}
 
 
 class AdamW(Adam):
@@ -179,8 +179,19 @@ def _adam(
     return theta - rate * m / (xp.sqrt(v) + eps), m, v
 
 
-def _to_host(x: Array) -> np.ndarray:
-    return to_device(x, "cpu").copy()
+def _state(count: int, memory: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    return {"count": np.asarray(count), **{name: to_numpy(x).copy() for name, x in memory.items()}}
+
+
+def _load(state: Mapping[str, Any], memory: Mapping[str, Array]) -> int:
+    """Write a state into the vectors of its names, if all of them fit, and return its count."""
+    wanted = {"count": (), **{name: x.shape for name, x in memory.items()}}
+    found = {name: state[name].shape if name in state else "nothing" for name in wanted}
+    if found != wanted:
+        raise ValueError(f"the state is of another optimiser or model: expected {wanted}, got {found}")
+    for name, x in memory.items():
+        x[...] = to_device(state[name], device_of(x))
+    return int(state["count"])
 
 
 def warmup_cosine(step: int, steps: int, peak: float, warmup: int = 0, final: float = 0.0) -> float:
@@ -227,12 +238,11 @@ class EMA:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The average and the number of updates, on the host."""
-        return {"count": np.asarray(self.count), "average": _to_host(self.average)}
+        return _state(self.count, {"average": self.average})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set what state_dict gave. Raises ValueError if it is of another model."""
-        self.optimiser._load(self.average, state, "average")
-        self.count = int(state["count"])
+        """Set what state_dict gave. Raises ValueError, with nothing changed, if it is of another model."""
+        self.count = _load(state, {"average": self.average})
 
 
 @elementwise

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array, array_module, to_device
@@ -22,7 +20,7 @@ class Embedding(Module):
         self.weight = Parameter(rng.normal((count, channels)))
 
     def __call__(self, rows: Any) -> Tensor:
-        return ops.take_rows(self.weight, rows=to_device(np.asarray(rows) if isinstance(rows, (int, list)) else rows))
+        return ops.take_rows(self.weight, rows=to_device(rows, self.weight.device))
 
 
 def sinusoidal(t: Array, channels: int, longest: float = 10_000) -> Array:
@@ -39,12 +37,12 @@ def sinusoidal(t: Array, channels: int, longest: float = 10_000) -> Array:
 
 
 class TimeEmbedding(Module):
-    """The sinusoidal embedding of a time through a small network: t (B,) -> (B, outputs), ready for a block's Linear."""
+    """The sinusoidal embedding of a time through a small network: t (B,) -> (B, outputs), for the blocks."""
 
     def __init__(self, channels: int, outputs: int, rng: Rng):
         self.channels = channels
         self.inner, self.outer = Linear(channels, outputs, rng), Linear(outputs, outputs, rng)
 
     def __call__(self, t: Array) -> Tensor:
-        h = Tensor(sinusoidal(t, self.channels).astype(self.inner.weight.dtype))
+        h = Tensor(sinusoidal(to_device(t, self.inner.weight.device), self.channels).astype(self.inner.weight.dtype))
         return self.outer(ops.silu(self.inner(h)))

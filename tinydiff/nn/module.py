@@ -23,7 +23,7 @@ class Parameter(Tensor):
 class Module:
     """A layer. Its parameters are the Parameters among its attributes, then those of the Modules among them.
 
-    A list or tuple of modules counts as an attribute for each, so that `model.levels[1].conv.weight` has the name
+    Each item of a list or tuple counts as an attribute, so that `model.levels[1].conv.weight` has the name
     "levels.1.conv.weight". A subclass defines __init__, which makes the attributes, and __call__, which uses them.
     """
 
@@ -31,15 +31,11 @@ class Module:
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """The modules directly inside this one, with their names."""
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
-            elif isinstance(value, (list, tuple)):
-                yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Module))
+        return ((name, value) for name, value in _named(vars(self)) if isinstance(value, Module))
 
     def parameters(self) -> dict[str, Parameter]:
         """All parameters by name, in a fixed order."""
-        own = {name: value for name, value in vars(self).items() if isinstance(value, Parameter)}
+        own = {name: value for name, value in _named(vars(self)) if isinstance(value, Parameter)}
         for name, child in self.children():
             own |= {f"{name}.{rest}": p for rest, p in child.parameters().items()}
         return own
@@ -85,7 +81,7 @@ class Module:
     def to(self, target: str | type | np.dtype) -> Self:
         """Move all parameters to a device ("cpu", "cuda", "auto"), or convert them to a dtype; returns the module."""
         for p in self.parameters().values():
-            p.data = to_device(p.data, target) if isinstance(target, str) else p.data.astype(target)
+            p.data = to_device(p.data, target) if isinstance(target, str) else p.data.astype(target, copy=False)
             p.grad = None
         return self
 
@@ -93,3 +89,12 @@ class Module:
         """Forget all gradients."""
         for p in self.parameters().values():
             p.grad = None
+
+
+def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values by name, and in place of a list or tuple its items."""
+    for name, value in values.items():
+        if isinstance(value, (list, tuple)):
+            yield from _named({f"{name}.{i}": item for i, item in enumerate(value)})
+        else:
+            yield name, value

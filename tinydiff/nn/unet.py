@@ -1,4 +1,4 @@
-"""The U-Net ε_θ(x_t, t): down through the resolutions, across, and up again, each level handing its features over (E20).
+"""The U-Net ε_θ(x_t, t): down the resolutions, across, and up again, each level handing its features over (E20).
 
 x_t ── conv ─ level 1 ───────────────────────────────── level 1 ─ norm, conv ── ε
                  └─ down ─ level 2 ───────── level 2 ─ up ─┘
@@ -67,7 +67,7 @@ class UNet(Module):
         self.label = Embedding(config.classes + 1, embedding, rng) if config.classes else None
         self.conv_in = Conv2d(pixels, widths[0], rng)
 
-        self.down: list[Module] = []
+        self.down: list[Stage | Downsample] = []
         skips = [widths[0]]
         for level, width in enumerate(widths):
             for _ in range(config.blocks):
@@ -82,7 +82,7 @@ class UNet(Module):
             Stage(config, len(widths) - 1, widths[-1], rng, attend=False),
         ]
 
-        self.up: list[Module] = []
+        self.up: list[Stage | Upsample] = []
         inputs = widths[-1]
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.blocks + 1):
@@ -105,8 +105,9 @@ class UNet(Module):
     ) -> Tensor:
         """x: (B, H, W, channels); t: (B,) times; label: (B,) whole numbers in -1..classes-1; context: (B, M, context)
         tokens, with mask (B, M) False for padding; rng: for dropout while training. Gives x's shape. Raises ValueError
-        for an image that cannot be halved as often as there are levels, or a condition the model does not know."""
-        self._check(x, label, context)
+        for an image that cannot be halved as often as there are levels, times or labels that are not one an image, or
+        a condition the model does not know."""
+        self._check(x, t, label, context)
         emb = self.time(t)
         if self.label is not None:
             none = t.astype(int) * 0 - 1
@@ -129,17 +130,23 @@ class UNet(Module):
         h = self.conv_out(self.norm_out(h))
         return ops.depth_to_space(h, factor=self.config.patch) if self.config.patch > 1 else h
 
-    def _check(self, x: Tensor, label: Array | None, context: Tensor | None) -> None:
+    def _check(self, x: Tensor, t: Array, label: Array | None, context: Tensor | None) -> None:
         c = self.config
         factor = c.patch * 2 ** (len(c.multipliers) - 1)
         if x.ndim != 4 or x.shape[3] != c.channels or x.shape[1] % factor or x.shape[2] % factor:
             raise ValueError(
                 f"the U-Net takes images (B, H, W, {c.channels}) with H and W divisible by {factor}, got {x.shape}"
             )
+        for name, value in (("times", t), ("labels", label)):
+            if value is not None and getattr(value, "shape", None) != (len(x),):
+                raise ValueError(f"the {name} must be an array ({len(x)},), one for each image, got {value}")
         if label is not None and c.classes is None:
             raise ValueError("a label was given to a U-Net without classes")
-        if (context is None) != (c.context is None):
-            raise ValueError(f"the U-Net's context has width {c.context}, got {context and context.shape}")
+        if label is not None and not (-1 <= int(label.min()) and int(label.max()) < (c.classes or 0)):
+            raise ValueError(f"labels must be in -1..{(c.classes or 0) - 1}, got {label}")
+        width = None if context is None else context.shape[-1]
+        if width != c.context:
+            raise ValueError(f"the U-Net's context has width {c.context}, got {width}")
 
 
 class Stage(Module):

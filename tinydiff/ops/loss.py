@@ -1,4 +1,4 @@
-"""Losses: mean squared error, cross-entropy, the divergence of two Gaussians. Each is a mean over the batch: a scalar."""
+"""Losses, each a mean over the batch: squared error, cross-entropy, the divergence of a Gaussian from the normal."""
 
 from __future__ import annotations
 

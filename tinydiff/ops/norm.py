@@ -1,8 +1,9 @@
 """Normalisation: GroupNorm, with SiLU in the same pass if asked, and LayerNorm.
 
 Both compute x̂ = (x − mean) / √(variance + eps) over a set of elements and then x̂ γ + β. The work goes a few images at
-a time, so that the passes over an image find it in the cache; sums over pixels are products with a row of ones, which
-run at the matrix product's speed.
+a time, so that the passes over an image find it in the cache. Sums over pixels are products with a row of ones, which
+run at the matrix product's speed, and a few neighbouring pixels are taken as one wide pixel, since NumPy is slow at
+multiplying short rows by a common row.
 """
 
 from __future__ import annotations
@@ -25,92 +26,111 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float =
     C = x.shape[-1]
     if C % groups or gamma.shape != (C,) or beta.shape != (C,):
         raise ValueError(f"{groups} groups must divide the {C} channels, and gamma and beta be ({C},)")
-    xp, images = array_module(x), x.reshape(len(x), -1, C)
-    y, moments = xp.empty_like(images), xp.empty((2, len(x), 1, C), x.dtype)
-    n = backend.items_per_block(x, 2 * images[0].nbytes)
+    xp, images = array_module(x), _wide_pixels(x)
+    y, moments = xp.empty_like(images), xp.empty((2, len(x), C), x.dtype)
 
     def work(start: int, stop: int) -> None:
-        for i in range(start, stop, n):
-            block = slice(i, min(i + n, stop))
-            moments[:, block] = mean, rstd = _moments(images[block], groups, eps)
+        for block in _blocks(images, start, stop):
+            moments[0, block], moments[1, block] = mean, rstd = _moments(images[block], groups, C, eps)
             scale = rstd * gamma
-            z = xp.multiply(images[block], scale, out=y[block])
-            z += beta - mean * scale
-            if silu:
-                _silu(z)
+            z = _affine(images[block], scale, beta - mean * scale, out=y[block], factor=0.5 if silu else 1)
+            if silu:  # z sigmoid(z) = z/2 + z/2 tanh(z/2)
+                z += z * xp.tanh(z)
 
     backend.parallel(work, len(x), on=x)
     return y.reshape(x.shape), lambda g: _group_norm_vjp(g, x, gamma, beta, moments, groups, silu)
 
 
-def _moments(images: Array, groups: int, eps: float) -> tuple[Array, Array]:
-    """Each image's and channel's mean and 1/√(variance + eps) over its group: two arrays (n, 1, C)."""
-    mean = _group_mean(_pixel_mean(images), groups)
-    centred = images - mean
-    centred *= centred
-    variance = _group_mean(_pixel_mean(centred), groups)
-    return mean, 1 / array_module(images).sqrt(variance + eps)
-
-
-def _pixel_mean(images: Array) -> Array:
-    """(n, pixels, C) -> (n, 1, C)."""
-    pixels = images.shape[1]
-    return array_module(images).full((1, pixels), 1 / pixels, images.dtype) @ images
-
-
-def _group_mean(x: Array, groups: int) -> Array:
-    """Replace each channel of (n, 1, C) by the mean over its group."""
-    n, _, C = x.shape
-    means = x.reshape(n, 1, groups, -1).mean(axis=-1, keepdims=True)
-    return array_module(x).broadcast_to(means, (n, 1, groups, C // groups)).reshape(n, 1, C)
-
-
-def _silu(z: Array) -> None:
-    """Replace z by z sigmoid(z) = z/2 (1 + tanh(z/2)), in place."""
-    z *= 0.5
-    z += z * array_module(z).tanh(z)
-
-
 def _group_norm_vjp(g: Array, x: Array, gamma: Array, beta: Array, moments: Array, groups: int, silu: bool) -> Any:
     """dx = (h − mean(h) − x̂ mean(h x̂)) / √(variance + eps) with h = γ dz, means over the group, z = x̂ γ + β."""
-    xp, images, g_images = (
-        array_module(x),
-        x.reshape(len(x), -1, x.shape[-1]),
-        g.reshape(len(x), -1, x.shape[-1]),
-    )
-    dx = xp.empty_like(images)
-    n = backend.items_per_block(x, 4 * images[0].nbytes)
+    xp, C, images, g_images = array_module(x), x.shape[-1], _wide_pixels(x), _wide_pixels(g)
+    dx, pixels = xp.empty_like(images), x[0].size // C
 
     def work(start: int, stop: int) -> Array:
-        d_affine = xp.zeros((2, x.shape[-1]), x.dtype)
-        for i in range(start, stop, n):
-            block = slice(i, min(i + n, stop))
+        d_affine = xp.zeros((2, C), x.dtype)
+        for block in _blocks(images, start, stop):
             mean, rstd = moments[:, block]
-            x_hat = xp.subtract(images[block], mean, out=dx[block])
-            x_hat *= rstd
-            dz = _silu_vjp(g_images[block], x_hat * gamma + beta) if silu else g_images[block]
-            dz_mean, dz_x_mean = _pixel_mean(dz), _pixel_mean(dz * x_hat)
-            d_affine += xp.concatenate([dz_x_mean, dz_mean], axis=1).sum(axis=0)
-            x_hat *= -rstd * _group_mean(dz_x_mean * gamma, groups)
-            x_hat -= rstd * _group_mean(dz_mean * gamma, groups)
-            x_hat += dz * (rstd * gamma)
-        return d_affine * images.shape[1]
+            centred = xp.subtract(images[block], _spread(mean, images), out=dx[block])
+            dz = g_images[block]
+            if silu:
+                dz = _silu_vjp(dz, _affine(centred, rstd * gamma, beta + 0 * mean, factor=0.5))
+            dz_mean, dz_x_mean = _pixel_mean(dz, C), _pixel_mean(dz * centred, C) * rstd
+            d_affine += xp.stack([dz_x_mean.sum(axis=0), dz_mean.sum(axis=0)])
+            _affine(
+                centred,
+                -(rstd**2) * _group_mean(dz_x_mean * gamma, groups),
+                -rstd * _group_mean(dz_mean * gamma, groups),
+                out=centred,
+            )
+            centred += dz * _spread(rstd * gamma, images)
+        return d_affine * pixels
 
     d_gamma, d_beta = functools.reduce(lambda a, b: a + b, backend.parallel(work, len(x), on=x))
     return dx.reshape(x.shape), d_gamma, d_beta
 
 
-def _silu_vjp(g: Array, z: Array) -> Array:
-    """g σ (1 + z (1 − σ)), writing over z; σ = sigmoid(z) = (1 + tanh(z/2))/2."""
-    s = 0.5 * z
-    array_module(z).tanh(s, out=s)
-    s *= 0.5
-    s += 0.5
-    z -= z * s
-    z += 1
-    z *= s
-    z *= g
-    return z
+def _silu_vjp(g: Array, half: Array) -> Array:
+    """g d(z sigmoid z)/dz = g/2 (1 + z/2 + t (1 − z/2 t)) with t = tanh(z/2); half is z/2."""
+    t = array_module(half).tanh(half)
+    slope = half * t
+    slope -= 1
+    slope *= t
+    half -= slope
+    half += 1
+    half *= 0.5
+    half *= g
+    return half
+
+
+def _wide_pixels(x: Array) -> Array:
+    """(B, ..., C) -> (B, N/f, f C) for the N pixels of each image, f a power of two that makes rows of about 256."""
+    B, C = len(x), x.shape[-1]
+    pixels, f = x[0].size // C, 1
+    while pixels % (2 * f) == 0 and 2 * f * C <= 256:
+        f *= 2
+    return x.reshape(B, pixels // f, f * C)
+
+
+def _spread(coefficients: Array, images: Array) -> Array:
+    """A number for each image and channel (n, C), repeated for the neighbours in a wide pixel: (n, 1, f C)."""
+    f = images.shape[2] // coefficients.shape[1]
+    return array_module(images).tile(coefficients, (1, f))[:, None, :]
+
+
+def _affine(images: Array, scale: Array, shift: Array, out: Array | None = None, factor: float = 1) -> Array:
+    """factor (images scale + shift), with scale and shift (n, C)."""
+    out = array_module(images).multiply(images, _spread(scale * factor, images), out=out)
+    out += _spread(shift * factor, images)
+    return out
+
+
+def _blocks(images: Array, start: int, stop: int) -> list[slice]:
+    """Runs of images that stay in the cache together; all at once on a CUDA device."""
+    n = 2 * backend.items_per_block(images, images[0].nbytes)  # the longer a call, the less two threads wait in line
+    return [slice(i, min(i + n, stop)) for i in range(start, stop, n)]
+
+
+def _moments(images: Array, groups: int, channels: int, eps: float) -> tuple[Array, Array]:
+    """Each image's and channel's mean and 1/√(variance + eps) over its group: two arrays (n, C)."""
+    mean = _group_mean(_pixel_mean(images, channels), groups)
+    centred = images - _spread(mean, images)
+    centred *= centred
+    variance = _group_mean(_pixel_mean(centred, channels), groups)
+    return mean, 1 / array_module(images).sqrt(variance + eps)
+
+
+def _pixel_mean(images: Array, channels: int) -> Array:
+    """Wide pixels (n, N/f, f C) -> (n, C)."""
+    n, rows, width = images.shape
+    means = array_module(images).full((1, rows), 1 / rows, images.dtype) @ images
+    return means.reshape(n, width // channels, channels).mean(axis=1)
+
+
+def _group_mean(x: Array, groups: int) -> Array:
+    """Replace each channel of (n, C) by the mean over its group."""
+    n, C = x.shape
+    means = x.reshape(n, groups, C // groups).mean(axis=2)
+    return array_module(x).repeat(means, C // groups, axis=1)
 
 
 @op
