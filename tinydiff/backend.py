@@ -231,7 +231,7 @@ def parallel(work: Callable[[int, int], Any], n: int, grain: int = 1, on: Array 
 
 def items_per_block(x: Array, bytes_per_item: int) -> int:
     """How many items of a batch to work on at once: what a core's cache holds; on a CUDA device 256 MB."""
-    return max(1, (1 << 28 if _is_foreign(x) else 1 << 20) // bytes_per_item)
+    return max(1, (1 << 28 if _is_foreign(x) else 1 << 21) // bytes_per_item)
 
 
 _SHARED_FLOPS = 1 << 21
@@ -280,16 +280,17 @@ def elementwise(formula: Callable[..., Any]) -> Callable[..., Any]:
     the blocks spread over the cores; on CuPy the whole formula becomes one fused kernel. The function takes `out=`,
     an array or a tuple of arrays to write to, which may be among the arguments.
     """
-    fused: list[Callable[..., Any]] = []
+
+    @functools.cache
+    def fused(xp: ModuleType) -> Callable[..., Any]:
+        return xp.fuse(lambda *args: formula(xp, *args), kernel_name=formula.__name__)
 
     @functools.wraps(formula)
     def run(*args: Any, out: Any = None) -> Any:
         xp = array_module(*args)
         if xp is np:
             return _run_blocked(formula, args, out)
-        if not fused:
-            fused.append(xp.fuse(lambda *a: formula(xp, *a), kernel_name=formula.__name__))
-        return _write(fused[0](*args), out)
+        return _write(fused(xp)(*args), out)
 
     return run
 

@@ -37,7 +37,7 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float =
             if silu:  # z sigmoid(z) = z/2 + z/2 tanh(z/2)
                 z += z * xp.tanh(z)
 
-    backend.parallel(work, len(x), on=x)
+    backend.parallel(work, len(x), _grain(images), on=x)
     return y.reshape(x.shape), lambda g: _group_norm_vjp(g, x, gamma, beta, moments, groups, silu)
 
 
@@ -65,7 +65,7 @@ def _group_norm_vjp(g: Array, x: Array, gamma: Array, beta: Array, moments: Arra
             centred += dz * _spread(rstd * gamma, images)
         return d_affine * pixels
 
-    d_gamma, d_beta = functools.reduce(lambda a, b: a + b, backend.parallel(work, len(x), on=x))
+    d_gamma, d_beta = functools.reduce(lambda a, b: a + b, backend.parallel(work, len(x), _grain(images), on=x))
     return dx.reshape(x.shape), d_gamma, d_beta
 
 
@@ -106,8 +106,13 @@ def _affine(images: Array, scale: Array, shift: Array, out: Array | None = None,
 
 def _blocks(images: Array, start: int, stop: int) -> list[slice]:
     """Runs of images that stay in the cache together; all at once on a CUDA device."""
-    n = 2 * backend.items_per_block(images, images[0].nbytes)  # the longer a call, the less two threads wait in line
+    n = backend.items_per_block(images, images[0].nbytes)
     return [slice(i, min(i + n, stop)) for i in range(start, stop, n)]
+
+
+def _grain(images: Array) -> int:
+    """How many images make it worth having a second thread."""
+    return max(1, backend.BLOCK // images[0].size)
 
 
 def _moments(images: Array, groups: int, channels: int, eps: float) -> tuple[Array, Array]:
