@@ -1,0 +1,8 @@
+"""Data sets, as host arrays, and the order in which training sees them.
+
+mnist          real digits: 5,000 in the package, all of MNIST, Fashion-MNIST, or the files of a folder
+loader         batches whose content depends on the seed and the step alone
+idx            the file format of MNIST
+download       mirrors, checksums and the cache
+make_mnist_5k  the script that made mnist_5k.npz, the digits in the package
+"""
