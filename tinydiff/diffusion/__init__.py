@@ -1,0 +1,49 @@
+"""Diffusion, equation by equation: schedules, Gaussians, losses, samplers, guidance.
+
+The network is any function model(x_t, t); nothing here knows how it is built.
+"""
+
+from tinydiff.diffusion.gaussian import (
+    Prediction,
+    forward_log_density,
+    forward_marginal,
+    forward_step,
+    forward_trajectory,
+    log_density,
+    posterior,
+    predict,
+    q_sample,
+    reverse_mean,
+    target_of,
+)
+from tinydiff.diffusion.guidance import classifier_free, guided
+from tinydiff.diffusion.loss import draw_t, min_snr_weight, simple_loss, vlb_weight
+from tinydiff.diffusion.samplers import ddim, ddpm, denoiser, last, reverse_log_density, timesteps
+from tinydiff.diffusion.schedule import Schedule
+
+__all__ = [
+    "Prediction",
+    "Schedule",
+    "classifier_free",
+    "ddim",
+    "ddpm",
+    "denoiser",
+    "draw_t",
+    "forward_log_density",
+    "forward_marginal",
+    "forward_step",
+    "forward_trajectory",
+    "guided",
+    "last",
+    "log_density",
+    "min_snr_weight",
+    "posterior",
+    "predict",
+    "q_sample",
+    "reverse_log_density",
+    "reverse_mean",
+    "simple_loss",
+    "target_of",
+    "timesteps",
+    "vlb_weight",
+]

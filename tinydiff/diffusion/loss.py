@@ -1,0 +1,84 @@
+"""The training loss of Algorithm 1 (E16–E18) and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinydiff import backend
+from tinydiff.autograd import Tensor
+from tinydiff.backend import Array
+from tinydiff.diffusion.gaussian import q_sample, target_of
+from tinydiff.diffusion.schedule import Schedule, lookup, per_sample
+from tinydiff.rng import Rng
+
+
+def draw_t(rng: Rng, n: int, T: int) -> np.ndarray:
+    """Draw n times uniformly from 1..T: line 3 of Algorithm 1. Returns (n,) int64 on the host. (E18)"""
+    return backend.to_numpy(rng.integers(1, T + 1, (n,)))
+
+
+def simple_loss(
+    model: Callable[[Array, Any], Tensor],
+    x_0: Array,
+    t: int | Array,
+    eps: Array,
+    schedule: Schedule,
+    target: str = "eps",
+    weight: float | Array | None = None,
+) -> Tensor:
+    """The mean squared error of the network, the inner line of Algorithm 1.
+
+        L_simple = || eps - eps_theta(x_t, t) ||²,   x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
+
+    averaged over the batch and all dimensions. The slide prints sqrt(alpha_t) for sqrt(alpha_bar_t): without the
+    bars x_t is hardly noisy at any t, and the network never sees what sampling starts from.
+
+    model(x_t, t): takes x_t (B, ...) and the t given here; gives a Tensor shaped as x_t. x_0, eps: (B, ...), x_0 in
+    [-1, 1], eps drawn from N(0, I). t: one number or (B,), in 1..T. target: what the model outputs and the error is
+    measured in, see `target_of`. weight: a factor for each sample's error, (B,), or one number for all, such as
+    `min_snr_weight(t, schedule)`. Returns a scalar Tensor.
+    Raises ValueError for another target, t outside 1..T, or shapes that do not fit.
+    (E17 and E18; Ho et al. 2020, eq. 14 and Algorithm 1)
+    """
+    x_t = q_sample(x_0, t, eps, schedule)
+    wanted = target_of(x_0, eps, t, schedule, target)
+    output = model(x_t, t)
+    if output.shape != wanted.shape:
+        raise ValueError(f"the model's output must have the shape of x_t, {wanted.shape}, got {output.shape}")
+    error = (output - wanted) ** 2
+    return (error if weight is None else error * per_sample(weight, error)).mean()
+
+
+def vlb_weight(t: int | Array, schedule: Schedule, variance: str = "beta") -> Any:
+    """beta_t²/(2 sigma_t² alpha_t (1 - alpha_bar_t)): the factor of || eps - eps_theta ||² in the bound's L_{t-1}.
+
+    variance: which sigma_t², see `Schedule.reverse_variance`. t: in 1..T, or 2..T for variance "posterior", where
+    sigma_1 is 0 (the term of t = 1 is L_0, which has its own formula). Returns a float, or (B,) float64 on the host.
+    Raises ValueError for t outside that range and for another variance. (E16; Ho et al. 2020, eq. 12)
+    """
+    s, sigma_squared = schedule, schedule.reverse_variance(variance)
+    with np.errstate(divide="ignore", invalid="ignore"):  # at the times that `first` rules out
+        weight = s.beta**2 / (2 * sigma_squared * s.alpha * s.one_minus_alpha_bar)
+    return lookup(weight, t, first=2 if variance == "posterior" else 1)
+
+
+def min_snr_weight(t: int | Array, schedule: Schedule, gamma: float = 5.0, target: str = "eps") -> Any:
+    """How much step t counts, so that the many easy, almost clean steps do not drown the others.
+
+        target "x0": min(SNR_t, gamma)
+        target "eps": min(SNR_t, gamma)/SNR_t
+        target "v": min(SNR_t, gamma)/(SNR_t + 1)       with SNR_t = alpha_bar_t/(1 - alpha_bar_t)
+
+    All three weigh an error in x_0 by min(SNR_t, gamma). t: in 1..T. Returns a float, or (B,) float64 on the host.
+    Raises ValueError for t outside 1..T, gamma <= 0, or another target. (Hang et al. 2023, section 3.4)
+    """
+    if not gamma > 0:
+        raise ValueError(f"gamma must be > 0, got {gamma}")
+    snr = schedule.snr
+    errors = {"x0": np.ones_like(snr), "eps": snr, "v": snr + 1}  # squared, for a squared error of 1 in x_0
+    if target not in errors:
+        raise ValueError(f"target must be 'eps', 'x0' or 'v', got {target!r}")
+    return lookup(np.minimum(snr, gamma) / errors[target], t)

@@ -1,0 +1,154 @@
+"""Samplers: from noise x_T to data x_0. Each is a generator that yields every state on the way.
+
+A sampler takes `denoise(x_t, t) -> Prediction(x0, eps)`, t one whole number; `denoiser` makes one of a
+network. Progress bars, film strips and GIFs are consumers of the states; `last` is the shortest. Bad
+arguments raise at the first state.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinydiff.autograd import Tensor, no_grad
+from tinydiff.backend import Array
+from tinydiff.diffusion.gaussian import (
+    Prediction,
+    check_trajectory,
+    log_density,
+    predict,
+    reverse_mean,
+)
+from tinydiff.diffusion.schedule import Schedule
+from tinydiff.rng import Rng
+
+Denoise = Callable[[Array, int], Prediction]
+
+
+def denoiser(
+    model: Callable[[Array, np.ndarray], Any], schedule: Schedule, target: str = "eps", clip: bool = True
+) -> Denoise:
+    """Make denoise(x_t, t) -> Prediction(x0, eps) of a network that outputs eps, x_0 or v.
+
+    model(x_t, t): takes x_t (B, ...) and t (B,) int64 on the host, as in training; gives a Tensor or array shaped
+    as x_t. No gradient is recorded. target: what it outputs, see `predict`.
+    clip: keep x_0 in [-1, 1], where images lie, and recompute eps from it, so that the two still make up x_t. At
+    large t a small error in eps is a large one in x_0, and without the clip the next steps would build on an x_0
+    far from anything the network has seen. Set it to False for data with no such bounds.
+    """
+
+    def denoise(x_t: Array, t: int) -> Prediction:
+        with no_grad():
+            output = model(x_t, np.full(len(x_t), t))
+        prediction = predict(output.data if isinstance(output, Tensor) else output, x_t, t, schedule, target)
+        if not clip:
+            return prediction
+        return predict(prediction.x0.clip(-1, 1), x_t, t, schedule, "x0")
+
+    return denoise
+
+
+def ddpm(denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng, variance: str = "posterior") -> Iterator[Array]:
+    """Algorithm 2: ancestral sampling, yielding x_{T-1}, ..., x_0.
+
+        z ~ N(0, I) if t > 1, else z = 0
+        x_{t-1} = (x_t - beta_t/sqrt(1 - alpha_bar_t) eps_theta(x_t, t))/sqrt(alpha_t) + sigma_t z
+
+    x_T: (B, ...), drawn from N(0, I). variance: sigma_t² is "posterior" (beta_tilde_t) or "beta" (beta_t).
+    The slide's "x_t - eps_theta = x_{t-1}" is a loose picture of the step, not the step.
+    Raises ValueError for another variance. (E19, E15, E13; Ho et al. 2020, Algorithm 2)
+    """
+    sigma = np.sqrt(schedule.reverse_variance(variance))
+    x_t = x_T
+    for t in range(schedule.T, 0, -1):
+        z = rng.normal_like(x_t) if t > 1 else 0
+        x_t = reverse_mean(x_t, denoise(x_t, t).eps, t, schedule) + sigma[t].item() * z
+        yield x_t
+
+
+def ddim(
+    denoise: Denoise,
+    x_T: Array,
+    schedule: Schedule,
+    rng: Rng,
+    steps: int,
+    eta: float = 0.0,
+    spacing: str = "trailing",
+) -> Iterator[Array]:
+    """DDIM: sample in fewer steps than the T of training, yielding the state after each, the last being x_0.
+
+        x_s = sqrt(alpha_bar_s) x_0 + sqrt(1 - alpha_bar_s - sigma²) eps + sigma z,   z ~ N(0, I)
+        sigma = eta sqrt((1 - alpha_bar_s)/(1 - alpha_bar_t)) sqrt(1 - alpha_bar_t/alpha_bar_s)
+
+    where x_0 and eps are denoised from x_t, and s < t is the next time. eta = 0 draws no noise: x_T alone decides
+    the sample. eta = 1 with all T steps is `ddpm` with the posterior variance.
+    x_T: (B, ...), drawn from N(0, I). steps, spacing: the times visited, see `timesteps`.
+    Raises ValueError for eta outside [0, 1], and for bad steps or spacing. (Song et al. 2021, eq. 12 and 16)
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    times = [*timesteps(schedule.T, steps, spacing), 0]
+    x_t = x_T
+    for t, s in itertools.pairwise(times):
+        x_0, eps = denoise(x_t, t)
+        alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
+        noise_t, noise_s = schedule.one_minus_alpha_bar[t].item(), schedule.one_minus_alpha_bar[s].item()
+        sigma = eta * (noise_s / noise_t * (1 - alpha_bar_t / alpha_bar_s)) ** 0.5
+        x_t = alpha_bar_s**0.5 * x_0 + max(noise_s - sigma**2, 0) ** 0.5 * eps
+        if sigma > 0:
+            x_t = x_t + sigma * rng.normal_like(x_t)
+        yield x_t
+
+
+def timesteps(T: int, steps: int, spacing: str = "trailing") -> list[int]:
+    """Which of the times T..1 a sampler visits, in falling order; x_0 comes after the last.
+
+        "trailing":  T, T - T/steps, ..., T/steps    starts from the pure noise of t = T (Lin et al. 2023)
+        "leading":   ..., 1 + T//steps, 1            ends at 1, starts short of T, as the first DDIM code did
+        "linspace":  T, ..., 1                       both ends; T alone for one step
+
+    Returns `steps` different whole numbers in 1..T.
+    Raises ValueError for steps outside 1..T or another spacing.
+    """
+    if not 1 <= steps <= T:
+        raise ValueError(f"the number of steps must lie in 1..T = 1..{T}, got {steps}")
+    if spacing == "trailing":
+        return [T - i * T // steps for i in range(steps)]
+    if spacing == "leading":
+        return [1 + i * (T // steps) for i in reversed(range(steps))]
+    if spacing == "linspace":
+        return [round(t) for t in np.linspace(T, 1, steps).tolist()]
+    raise ValueError(f"spacing must be 'trailing', 'leading' or 'linspace', got {spacing!r}")
+
+
+def last(states: Iterable[Array]) -> Array:
+    """Run a sampler to its end and return the last state, x_0. Raises ValueError if there is none."""
+    final = deque(states, maxlen=1)
+    if not final:
+        raise ValueError("expected at least one state, got none")
+    return final[0]
+
+
+def reverse_log_density(
+    trajectory: Sequence[Array], denoise: Denoise, schedule: Schedule, variance: str = "beta"
+) -> Array:
+    """log p_theta(x_{0:T}) = log p(x_T) + sum_t log p_theta(x_{t-1} | x_t) in nats for each sample.
+
+        p(x_T) = N(0, I),   p_theta(x_{t-1} | x_t) = N(mu_theta(x_t, t), sigma_t² I)
+
+    trajectory: x_0, x_1, ..., x_T, each (B, ...). Returns (B,).
+    Raises ValueError if there are not T + 1 states, and for variance "posterior", whose sigma_1 = 0 leaves x_0 no
+    density. (E8; Ho et al. 2020, eq. 1)
+    """
+    check_trajectory(trajectory, schedule)
+    sigma_squared = schedule.reverse_variance(variance)
+    total = log_density(trajectory[-1], 0.0, 1.0)
+    for t in range(schedule.T, 0, -1):
+        x_prev, x_t = trajectory[t - 1], trajectory[t]
+        mean = reverse_mean(x_t, denoise(x_t, t).eps, t, schedule)
+        total = total + log_density(x_prev, mean, sigma_squared[t].item())
+    return total

@@ -1,0 +1,198 @@
+"""Noise schedules (E3, E5–E7): one table per symbol, indexed by t = 0..T, where 0 is the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from tinydiff import backend
+from tinydiff.backend import Array
+
+BETA_MAX = 0.999
+"""The formulas of `linear` and `cosine` are clipped here: at beta = 1 a step would wipe out its input (E7)."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Schedule:
+    """How much noise each step of the forward process adds, and every table that follows from it.
+
+    beta: (T+1,) float64, beta_0 = 0 and 0 < beta_t < 1 for t = 1..T; usually made by `linear`, `cosine` or
+    `from_betas`. Every table is (T+1,) float64 on the host; `at(table, t, x)` looks one up.
+    Raises ValueError for T < 1, for a beta outside (0, 1), and where alpha_bar_T is too small for float32
+    arithmetic. Warns where x_T still shows the data (E5).
+    """
+
+    beta: np.ndarray
+
+    def __post_init__(self) -> None:
+        beta = np.array(self.beta, dtype=np.float64)  # a copy, so that nobody else can write to it
+        if beta.ndim != 1 or len(beta) < 2 or beta[0] != 0:
+            raise ValueError(f"beta must be [0, beta_1, ..., beta_T] with T >= 1, got an array of shape {beta.shape}")
+        if wrong := [t for t in range(1, len(beta)) if not 0 < beta[t] < 1]:
+            raise ValueError(f"beta_t must lie inside (0, 1), got beta_{wrong[0]} = {beta[wrong[0]]}")
+        beta.flags.writeable = False
+        object.__setattr__(self, "beta", beta)
+        if self.alpha_bar[-1] < 1e-60:
+            raise ValueError(
+                f"alpha_bar_T must be at least 1e-60, for float32 to divide by its root; got {self.alpha_bar[-1]:.1e}: "
+                f"use fewer steps than T = {self.T}, or smaller betas"
+            )
+        if self.terminal_kl() > 0.005:
+            warnings.warn(
+                f"alpha_bar_T = {self.alpha_bar[-1]:.3g} is not near 0: x_T is {self.terminal_kl():.2g} nats per "
+                "dimension away from the N(0, I) that sampling starts from; use more steps or larger betas (E5)",
+                stacklevel=4,
+            )
+
+    @classmethod
+    def from_betas(cls, betas: Iterable[float]) -> Schedule:
+        """The schedule with the given beta_1..beta_T, each inside (0, 1)."""
+        return cls(np.concatenate([[0.0], np.asarray(list(betas), dtype=np.float64).reshape(-1)]))
+
+    @classmethod
+    def linear(cls, T: int = 1000) -> Schedule:
+        """beta_t rises evenly from 1e-4 to 0.02 over T = 1000 steps (E6; Ho et al. 2020, section 4).
+
+        For another T both ends are multiplied by 1000/T, so that alpha_bar_T stays near 4e-5 or falls below it.
+        For T <= 20 the last betas would reach 1; they are clipped at 0.999. Raises ValueError for T < 1.
+        """
+        scale = 1000 / _checked_steps(T)
+        return cls.from_betas(np.linspace(1e-4 * scale, 0.02 * scale, T).clip(max=BETA_MAX))
+
+    @classmethod
+    def cosine(cls, T: int = 1000) -> Schedule:
+        """alpha_bar_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) π/2), s = 0.008, beta_t clipped at 0.999.
+
+        beta_t = 1 - alpha_bar_t/alpha_bar_{t-1}. Raises ValueError for T < 1.
+        (E7; Nichol & Dhariwal 2021, eq. 17)
+        """
+        s = 0.008
+        f = np.cos((np.arange(_checked_steps(T) + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
+        return cls.from_betas((1 - f[1:] / f[:-1]).clip(max=BETA_MAX))
+
+    @property
+    def T(self) -> int:
+        """The number of steps."""
+        return len(self.beta) - 1
+
+    @functools.cached_property
+    def alpha(self) -> np.ndarray:
+        """alpha_t = 1 - beta_t (E3)."""
+        return 1 - self.beta
+
+    @functools.cached_property
+    def alpha_bar(self) -> np.ndarray:
+        """alpha_bar_t = prod_{i<=t} alpha_i: x_t keeps sqrt(alpha_bar_t) of x_0; alpha_bar_0 = 1 (E3)."""
+        return np.cumprod(self.alpha)
+
+    @functools.cached_property
+    def one_minus_alpha_bar(self) -> np.ndarray:
+        """1 - alpha_bar_t, the variance of the noise in x_t (E4); by logarithms, exact for any small beta."""
+        return 0.0 - np.expm1(np.cumsum(np.log1p(-self.beta)))
+
+    @functools.cached_property
+    def alpha_bar_prev(self) -> np.ndarray:
+        """alpha_bar_{t-1}; nan at t = 0, which no step leads to."""
+        return _previous(self.alpha_bar)
+
+    @functools.cached_property
+    def one_minus_alpha_bar_prev(self) -> np.ndarray:
+        """1 - alpha_bar_{t-1}; nan at t = 0."""
+        return _previous(self.one_minus_alpha_bar)
+
+    @functools.cached_property
+    def posterior_variance(self) -> np.ndarray:
+        """beta_tilde_t = beta_t (1 - alpha_bar_{t-1})/(1 - alpha_bar_t); 0 at t = 1, nan at t = 0 (E12)."""
+        return self.beta * self.one_minus_alpha_bar_prev / self.one_minus_alpha_bar
+
+    @functools.cached_property
+    def snr(self) -> np.ndarray:
+        """The signal-to-noise ratio alpha_bar_t/(1 - alpha_bar_t); infinite at t = 0."""
+        return np.append(np.inf, self.alpha_bar[1:] / self.one_minus_alpha_bar[1:])
+
+    def reverse_variance(self, variance: str) -> np.ndarray:
+        """The table of sigma_t² in p_theta(x_{t-1} | x_t), fixed to one of the deck's two choices (E13).
+
+        variance: "posterior" for beta_tilde_t, exact where the data are one single point; "beta" for beta_t, exact
+        where they are N(0, I). Returns (T+1,). Raises ValueError for another name. (Ho et al. 2020, section 3.2)
+        """
+        if variance not in ("posterior", "beta"):
+            raise ValueError(f"variance must be 'posterior' or 'beta', got {variance!r}")
+        return self.posterior_variance if variance == "posterior" else self.beta
+
+    def terminal_kl(self, x_0: float | np.ndarray = 1.0) -> float:
+        """KL(q(x_T | x_0) to N(0, I)) in nats per dimension: how far x_T still is from pure noise (E5).
+
+            (alpha_bar_T x_0² - alpha_bar_T - log(1 - alpha_bar_T))/2, averaged over the entries of x_0
+
+        x_0: any shape; 1, the default, is the farthest from 0 that a value in [-1, 1] can be.
+        """
+        alpha_bar, log_noise = self.alpha_bar[-1], math.log(self.one_minus_alpha_bar[-1])
+        return float(np.mean(alpha_bar * np.square(x_0) - alpha_bar - log_noise) / 2)
+
+    def __repr__(self) -> str:
+        return (
+            f"Schedule(T={self.T}, beta_1={self.beta[1]:.3g}, beta_T={self.beta[-1]:.3g}, "
+            f"alpha_bar_T={self.alpha_bar[-1]:.3g})"
+        )
+
+
+def lookup(table: np.ndarray, t: int | Array, first: int = 1) -> Any:
+    """Pick table[t] in float64 after checking that t lies in first..T.
+
+    table: (T+1,). t: a whole number gives a float, an integer array a float64 host array of its shape. An array t
+    on another device is copied to the host to be checked, and the host waits for it: keep t on the host.
+    Raises TypeError if t is not whole, ValueError if it lies outside first..T.
+    """
+    index = backend.to_numpy(t)
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"t must be a whole number or an array of them, got {index.dtype}")
+    last = len(table) - 1
+    wrong = index[(index < first) | (index > last)]
+    if wrong.size:
+        raise ValueError(f"t must lie in {first}..{last} for this schedule, got {wrong.flat[0]}")
+    return table[index] if index.ndim else float(table[index])
+
+
+def at(table: np.ndarray, t: int | Array, x: Any, first: int = 1) -> Any:
+    """Pick table[t] in the form that multiplies x: a plain number, or one number a sample.
+
+    table: (T+1,). t: a whole number, or integers (B,), in first..T. x: an array or Tensor of floats, (B, ...).
+    Returns a float for one t (it widens no dtype), else (B, 1, 1, ...) in x's dtype and on x's device.
+    Raises TypeError if t is not whole or x not floats, ValueError if t lies outside first..T or is not (B,).
+    """
+    if x.dtype.kind != "f":
+        raise TypeError(f"x must hold floats (images: in [-1, 1]), got {x.dtype}")
+    return per_sample(lookup(table, t, first), x)
+
+
+def per_sample(values: Any, x: Any) -> Any:
+    """Shape values (B,) as (B, 1, 1, ...), in x's dtype and on x's device: values * x scales each sample.
+
+    values: (B,), or one number for all, which is returned as a float. x: an array or Tensor, (B, ...).
+    Raises ValueError if values is neither.
+    """
+    if np.ndim(values) == 0:
+        return float(values)
+    if values.shape != x.shape[:1]:
+        raise ValueError(f"expected one number a sample, {x.shape[:1]} for x {x.shape}, got {values.shape}")
+    raw = x if backend.is_array(x) else x.data  # x may be a Tensor
+    shaped = backend.to_numpy(values).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return backend.to_device(shaped, backend.device_of(raw))
+
+
+def _checked_steps(T: int) -> int:
+    if not isinstance(T, (int, np.integer)) or T < 1:
+        raise ValueError(f"a schedule needs a whole number of steps T >= 1, got {T!r}")
+    return T
+
+
+def _previous(table: np.ndarray) -> np.ndarray:
+    """The table of entry t - 1 at t; nan at t = 0."""
+    return np.append(np.nan, table[:-1])
