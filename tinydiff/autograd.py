@@ -96,8 +96,10 @@ class Tensor:
         return backend.to_numpy(self.data)
 
     def detach(self) -> Tensor:
-        """The same data, cut off from the computation that made it."""
-        return Tensor(self.data)
+        """The same data, cut off from the computation that made it; backward notices writes through either."""
+        result = Tensor(self.data)
+        result._changes = self._changes
+        return result
 
     def __bool__(self) -> bool:
         return bool(self.data)
@@ -115,9 +117,11 @@ class Tensor:
             raise RuntimeError("backward needs a tensor computed from one with requires_grad=True; this one was not")
         if grad is None and self.size != 1:
             raise ValueError(f"backward from a tensor of shape {self.shape} needs its gradient; only a scalar has 1")
-        if grad is not None and grad.shape != self.shape:
-            raise ValueError(f"the gradient must have the tensor's shape {self.shape}, got {grad.shape}")
-        seed = backend.array_module(self.data).ones_like(self.data) if grad is None else grad
+        if grad is not None and getattr(grad, "shape", None) != self.shape:
+            got = getattr(grad, "shape", repr(grad))
+            raise ValueError(f"the gradient must be an array of the tensor's shape {self.shape}, got {got}")
+        seed = backend.array_module(self.data).ones_like(self.data) if grad is None else _unwrap(grad)
+        seed = _fit(seed, self.shape, self.dtype)
         if self._node is None:
             _accumulate(self, seed)
         else:
@@ -187,14 +191,14 @@ def op(rule: Callable[..., Any]) -> Callable[..., Tensor]:
 
     @functools.wraps(rule)
     def apply(*args: Any, **settings: Any) -> Tensor:
-        arrays = [_unwrap(a) for a in args]
+        arrays, settings = [_unwrap(a) for a in args], {key: _unwrap(s) for key, s in settings.items()}
         try:
             backend.array_module(*arrays)
             value, vjp = rule(*arrays, **settings)
         except (ValueError, IndexError, DeviceError) as error:
             shapes = ", ".join(str(tuple(a.shape)) if backend.is_array(a) else repr(a) for a in arrays)
             raise type(error)(f"{name}({shapes}): {error}") from error
-        result = Tensor(value)
+        result = Tensor(np.asarray(value) if isinstance(value, np.generic) else value)  # NumPy's sums are numbers
         if _recording.get() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             result.requires_grad, result._node = True, Node(name, vjp, args)
         return result
@@ -266,7 +270,7 @@ def _add(total: Array, ours: bool, piece: Array) -> Array:
 def _accumulate(leaf: Tensor, gradient: Array) -> None:
     """Add to a leaf's gradient, which never shares memory with another array: clipping writes to it."""
     if leaf.grad is None:
-        leaf.grad = gradient.copy()
+        leaf.grad = backend.array_module(leaf.data).array(gradient, order="C")
     else:
         leaf.grad += gradient
 

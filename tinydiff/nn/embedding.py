@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+import numpy as np
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, array_module, to_device
+from tinydiff.backend import Array, device_of, to_device
 from tinydiff.nn.linear import Linear
 from tinydiff.nn.module import Module, Parameter
 from tinydiff.rng import Rng
@@ -30,10 +31,10 @@ def sinusoidal(t: Array, channels: int, longest: float = 10_000) -> Array:
     """
     if channels % 2:
         raise ValueError(f"a sinusoidal embedding needs an even number of channels, got {channels}")
-    xp, half = array_module(t), channels // 2
-    omega = xp.exp(xp.arange(half, dtype=xp.float64) * (-math.log(longest) / half))
+    half = channels // 2
+    omega = to_device(longest ** (-np.arange(half) / half), device_of(t))
     angles = t[:, None] * omega
-    return xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=1)
+    return ops.concat([ops.sin(angles), ops.cos(angles)]).data
 
 
 class TimeEmbedding(Module):

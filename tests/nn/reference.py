@@ -1,0 +1,142 @@
+"""The layers and the U-Net again: NumPy in float64, loops and sums as the equations have them, nothing of tinydiff.
+
+A layer's weights are a dict by name, as Module.state_dict gives them.
+"""
+
+import math
+
+import numpy as np
+
+
+def part(weights, name):
+    """The weights of one module inside."""
+    return {key.removeprefix(f"{name}."): w for key, w in weights.items() if key.startswith(f"{name}.")}
+
+
+def linear(x, w):
+    return np.einsum("...i,io->...o", x, w["weight"]) + w["bias"]
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def conv(x, w, stride=1, padding=None):
+    """y[i, j] = bias + sum_uv x[s i + u - p, s j + v - p] weight[u, v], p = (k - 1)/2."""
+    k = w["weight"].shape[0]
+    p = (k - 1) // 2 if padding is None else padding
+    x = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
+    rows, columns = ((n - k) // stride + 1 for n in x.shape[1:3])
+    y = np.empty((len(x), rows, columns, w["weight"].shape[3]))
+    for i in range(rows):
+        for j in range(columns):
+            window = x[:, i * stride : i * stride + k, j * stride : j * stride + k]
+            y[:, i, j] = np.einsum("buvi,uvio->bo", window, w["weight"]) + w["bias"]
+    return y
+
+
+def group_norm(x, w, groups):
+    y = np.empty(x.shape)
+    size = x.shape[-1] // groups
+    for b in range(len(x)):
+        for c in range(0, x.shape[-1], size):
+            group = x[b, ..., c : c + size]
+            y[b, ..., c : c + size] = (group - group.mean()) / math.sqrt(group.var() + 1e-5)
+    return y * w["gamma"] + w["beta"]
+
+
+def layer_norm(x, w):
+    mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(var + 1e-5) * w["gamma"] + w["beta"]
+
+
+def sinusoidal(t, channels):
+    half = channels // 2
+    angles = [[float(s) / 10_000 ** (i / half) for i in range(half)] for s in t]
+    return np.array([[*map(math.sin, row), *map(math.cos, row)] for row in angles])
+
+
+def attention(q, k, v, heads, mask=None):
+    """softmax(Q K^T / sqrt(d)) V for each head, one query after the other: (B, N, C), (B, M, C), (B, M, C)."""
+    y, d = np.empty(q.shape), q.shape[-1] // heads
+    for b in range(len(q)):
+        seen = np.ones(k.shape[1], bool) if mask is None else mask[b]
+        for head in range(heads):
+            piece = slice(head * d, (head + 1) * d)
+            for n in range(q.shape[1]):
+                weight = np.exp(k[b, seen, piece] @ q[b, n, piece] / math.sqrt(d))
+                y[b, n, piece] = weight / weight.sum() @ v[b, seen, piece]
+    return y
+
+
+def self_attention(x, w, heads, groups):
+    rows = group_norm(x, part(w, "norm"), groups).reshape(len(x), -1, x.shape[-1])
+    q, k, v = np.split(linear(rows, part(w, "qkv")), 3, axis=-1)
+    return x + linear(attention(q, k, v, heads), part(w, "out")).reshape(x.shape)
+
+
+def cross_attention(x, context, w, heads, groups, mask=None):
+    rows = group_norm(x, part(w, "norm"), groups).reshape(len(x), -1, x.shape[-1])
+    q, k, v = linear(rows, part(w, "q")), linear(context, part(w, "k")), linear(context, part(w, "v"))
+    return x + linear(attention(q, k, v, heads, mask), part(w, "out")).reshape(x.shape)
+
+
+def res_block(x, emb, w, groups):
+    h = conv(silu(group_norm(x, part(w, "norm1"), groups)), part(w, "conv1"))
+    h = h + linear(emb, part(w, "emb"))[:, None, None, :]
+    h = conv(silu(group_norm(h, part(w, "norm2"), groups)), part(w, "conv2"))
+    return h + (conv(x, part(w, "skip")) if part(w, "skip") else x)
+
+
+def time_embedding(t, w):
+    channels = w["inner.weight"].shape[0]
+    return linear(silu(linear(sinusoidal(t, channels), part(w, "inner"))), part(w, "outer"))
+
+
+def downsample(x, w):
+    return conv(x, part(w, "conv"), stride=2)
+
+
+def upsample(x, w):
+    return conv(x.repeat(2, axis=1).repeat(2, axis=2), part(w, "conv"))
+
+
+def unet(x, t, w, config, label=None, context=None, mask=None):
+    """E20, its blocks told apart by the names of their weights."""
+
+    def layer(name, h):
+        own = part(w, name)
+        if "conv.weight" in own:
+            return upsample(h, own) if name.startswith("up") else downsample(h, own)
+        h = res_block(h, emb, part(own, "block"), config.groups)
+        if part(own, "attention"):
+            h = self_attention(h, part(own, "attention"), config.heads, config.groups)
+        if part(own, "cross"):
+            h = cross_attention(h, context, part(own, "cross"), config.heads, config.groups, mask)
+        return h
+
+    def names(side):
+        return [f"{side}.{i}" for i in range(len({key.split(".")[1] for key in part_names(w, side)}))]
+
+    emb = time_embedding(t, part(w, "time"))
+    if config.classes:
+        emb = emb + w["label.weight"][np.zeros(len(x), int) if label is None else label + 1]
+    emb, p = silu(emb), config.patch
+    B, H, W, C = x.shape
+    patches = x.reshape(B, H // p, p, W // p, p, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, H // p, W // p, p * p * C)
+    h = conv(patches, part(w, "conv_in"))
+    skips = [h]
+    for name in names("down"):
+        h = layer(name, h)
+        skips.append(h)
+    for name in names("middle"):
+        h = layer(name, h)
+    for name in names("up"):
+        is_block = f"{name}.block.conv1.weight" in w
+        h = layer(name, np.concatenate([h, skips.pop()], axis=-1) if is_block else h)
+    h = conv(silu(group_norm(h, part(w, "norm_out"), config.groups)), part(w, "conv_out"))
+    return h.reshape(B, H // p, W // p, p, p, C).transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
+
+
+def part_names(weights, name):
+    return [key for key in weights if key.startswith(f"{name}.")]

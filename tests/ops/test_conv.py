@@ -1,0 +1,128 @@
+"""Convolution against loops over pixels and the kernel's taps."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tests.ops.case import Case, check_gradients, check_values, each
+from tinydiff import Tensor, ops
+
+
+def convolved(x, weight, bias=None, stride=1, padding=0):
+    """Each output pixel sums over the kernel's taps the input pixel that it falls on times its matrix."""
+    (B, H, W, _), (kh, kw, _, Co) = x.shape, weight.shape
+    Ho, Wo = (H + 2 * padding - kh) // stride + 1, (W + 2 * padding - kw) // stride + 1
+    y = np.zeros((B, Ho, Wo, Co))
+    for i, j, u, v in itertools.product(range(Ho), range(Wo), range(kh), range(kw)):
+        row, column = i * stride + u - padding, j * stride + v - padding
+        if 0 <= row < H and 0 <= column < W:
+            y[:, i, j] += np.einsum("bc,cd->bd", x[:, row, column], weight[u, v])
+    return y + per_image(bias)
+
+
+def per_image(bias):
+    """A bias of all images (C',) or of each (B, C'), to be added to each pixel."""
+    return 0 if bias is None else bias if bias.ndim == 1 else bias[:, None, None, :]
+
+
+def transposed(x, weight, bias=None, stride=1, padding=0):
+    """Each input pixel adds its multiple of the kernel around its place in the output."""
+    (B, H, W, _), (kh, kw, Co, _) = x.shape, weight.shape
+    whole = np.zeros((B, (H - 1) * stride + kh, (W - 1) * stride + kw, Co))
+    for i, j, u, v in itertools.product(range(H), range(W), range(kh), range(kw)):
+        whole[:, i * stride + u, j * stride + v] += np.einsum("bc,dc->bd", x[:, i, j], weight[u, v])
+    y = whole[:, padding : whole.shape[1] - padding, padding : whole.shape[2] - padding]
+    return y + per_image(bias)
+
+
+# images, kernel (kh, kw), channels out, stride, padding, with a bias: none, one for all images, or one for each
+WAYS = [
+    ((1, 1, 1, 1), (1, 1), 1, 1, 0, True),
+    ((2, 4, 5, 3), (1, 1), 4, 1, 0, True),
+    ((2, 4, 5, 3), (1, 1), 4, 2, 0, "each"),
+    ((1, 5, 4, 2), (2, 2), 3, 1, 0, False),
+    ((3, 4, 6, 2), (2, 2), 3, 2, 0, True),
+    ((2, 5, 7, 3), (3, 3), 4, 1, 1, True),
+    ((2, 5, 7, 3), (3, 3), 4, 1, 1, False),
+    ((1, 8, 6, 2), (3, 3), 3, 2, 1, True),
+    ((2, 7, 5, 1), (3, 3), 2, 2, 1, True),
+    ((2, 7, 6, 2), (3, 3), 2, 3, 0, True),
+    ((1, 3, 3, 2), (3, 3), 2, 1, 0, True),
+    ((2, 6, 5, 2), (3, 3), 1, 1, 2, True),
+    ((2, 6, 5, 2), (3, 2), 3, 1, 1, True),
+    ((2, 9, 6, 2), (4, 4), 3, 2, 1, True),
+    ((1, 6, 7, 1), (5, 5), 2, 1, 2, True),
+    ((2, 6, 7, 2), (5, 3), 2, 2, 2, False),
+    ((5, 8, 8, 16), (3, 3), 8, 1, 1, True),
+    ((7, 16, 16, 4), (3, 3), 8, 1, 1, True),
+    ((2, 13, 22, 9), (3, 3), 17, 1, 1, True),
+    ((2, 4, 5, 3), (1, 1), 4, 1, 0, "each"),
+    ((3, 5, 4, 2), (3, 3), 3, 1, 1, "each"),
+    ((5, 9, 6, 2), (3, 3), 3, 2, 1, "each"),
+]  # fmt: skip
+
+
+def inputs(images, kernel, channels, bias, swapped):
+    """The shapes of images, kernel and bias; a transposed convolution has the kernel's channels the other way."""
+    biases = [(images[0], channels) if bias == "each" else (channels,)] if bias else []
+    channel_axes = (channels, images[3]) if swapped else (images[3], channels)
+    return (images, (*kernel, *channel_axes), *biases)
+
+
+CASES = [
+    Case(
+        op,
+        inputs(images, kernel, channels, bias, swapped=op == "conv_transpose2d"),
+        lambda *a, r=reference, s=stride, p=padding: r(*a, stride=s, padding=p),
+        settings={"stride": stride, "padding": padding},
+        terms=50,
+    )
+    for op, reference in [("conv2d", convolved), ("conv_transpose2d", transposed)]
+    for images, kernel, channels, stride, padding, bias in WAYS
+]
+
+
+@each(CASES)
+def test_value(case, device):
+    check_values(case)
+
+
+@each(CASES)
+def test_gradient(case, device):
+    check_gradients(case)
+
+
+def test_the_transposed_convolution_is_the_adjoint():
+    """<conv(x), y> = <x, conv_transpose(y)> with the same kernel."""
+    rng = np.random.default_rng(0)
+    x, y, w = rng.normal(size=(2, 9, 7, 3)), rng.normal(size=(2, 5, 4, 4)), rng.normal(size=(3, 3, 3, 4))
+    there = (ops.conv2d(x, w, stride=2, padding=1).numpy() * y).sum()
+    back = (x * ops.conv_transpose2d(y, w, stride=2, padding=1).numpy()).sum()
+    assert abs(there - back) < 1e-10
+
+
+@pytest.mark.parametrize("op", [ops.conv2d, ops.conv_transpose2d])
+@pytest.mark.parametrize(
+    ("x", "weight", "settings", "message"),
+    [
+        ((4, 4, 3), (3, 3, 3, 3), {}, r"\(4, 4, 3\), \(3, 3, 3, 3\).*\(B, H, W, C\)"),
+        ((1, 4, 4, 2), (3, 3, 3, 3), {}, r"\(1, 4, 4, 2\).*takes 3 channels, the images have 2"),
+        ((1, 4, 4, 3), (3, 3, 3, 3), {"stride": 0}, "stride must be >= 1.*got 0"),
+        ((1, 4, 4, 3), (3, 3, 3, 3), {"padding": -1}, "padding"),
+        ((1, 4, 4, 3), (3, 3, 3, 3), {"padding": 3}, "padding"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(op, x, weight, settings, message):
+    with pytest.raises(ValueError, match=message):
+        op(Tensor(np.zeros(x)), Tensor(np.zeros(weight)), **settings)
+
+
+def test_an_image_smaller_than_the_kernel_is_named():
+    with pytest.raises(ValueError, match=r"conv2d\(\(1, 2, 5, 1\), .*2 x 5 is too small.*3 x 3"):
+        ops.conv2d(np.zeros((1, 2, 5, 1)), np.zeros((3, 3, 1, 1)))
+
+
+def test_a_bias_of_another_length_is_named():
+    with pytest.raises(ValueError, match=r"conv2d\(\(1, 4, 4, 1\), \(3, 3, 1, 2\), \(3,\)\)"):
+        ops.conv2d(np.zeros((1, 4, 4, 1)), np.zeros((3, 3, 1, 2)), np.zeros(3))
