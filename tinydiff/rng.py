@@ -38,10 +38,15 @@ class Rng:
         return Rng(self.seed, self.device, path=(*self.path, *names))
 
     @property
+    def _seeds(self) -> np.random.SeedSequence:
+        """The name is the spawn key: as part of the entropy, where zeros are padding, (0,) and (0, 0) would be one."""
+        return np.random.SeedSequence(self.seed, spawn_key=self.path)
+
+    @property
     def generator(self) -> Any:
         """The NumPy or CuPy generator underneath, made at the first draw."""
         if self._generator is None:
-            self._generator = backend.random_generator(np.random.SeedSequence((self.seed, *self.path)), self.device)
+            self._generator = backend.random_generator(self._seeds, self.device)
         return self._generator
 
     def normal(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
@@ -62,4 +67,4 @@ class Rng:
 
     def permutation(self, n: int) -> np.ndarray:
         """The numbers 0..n-1 in random order, int64, always on the host (it orders the data, which lives there)."""
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, *self.path)))).permutation(n)
+        return np.random.Generator(np.random.PCG64(self._seeds)).permutation(n)

@@ -122,11 +122,8 @@ class UNet(Module):
             skips.append(h)
         for stage in self.middle:
             h = stage(h, emb, context, mask, rng)
-        for layer in self.up:
-            if isinstance(layer, Stage):
-                h = layer(ops.concat([h, skips.pop()]), emb, context, mask, rng)
-            else:
-                h = layer(h)
+        for part in self.up:
+            h = part(ops.concat([h, skips.pop()]), emb, context, mask, rng) if isinstance(part, Stage) else part(h)
         h = self.conv_out(self.norm_out(h))
         return ops.depth_to_space(h, factor=self.config.patch) if self.config.patch > 1 else h
 
