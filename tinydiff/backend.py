@@ -213,6 +213,25 @@ def _keep_freed_memory() -> None:
             libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
+_alone: contextvars.ContextVar[bool] = contextvars.ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within this context all work stays on the calling thread: for one of several processes that share the cores."""
+    cores()
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def cores() -> int:
+    """How many of the processor's cores work is shared among."""
+    return _pool()[0]
+
+
 def parallel(work: Callable[[int, int], Any], n: int, grain: int = 1, on: Array | None = None) -> list[Any]:
     """Call work(start, stop) on consecutive pieces of range(n), one piece a core, and return the results in order.
 
@@ -220,7 +239,8 @@ def parallel(work: Callable[[int, int], Any], n: int, grain: int = 1, on: Array 
     done on; a CUDA device takes the whole range as one piece. The pieces depend only on n, grain and the number of
     cores, so that sums over them are the same from run to run.
     """
-    workers, pool = (1, None) if on is not None and _is_foreign(on) else _pool()
+    alone = _alone.get() or (on is not None and _is_foreign(on))
+    workers, pool = (1, None) if alone else _pool()
     pieces = max(1, min(workers, n // grain))
     if pieces == 1 or pool is None:
         return [work(0, n)]

@@ -35,11 +35,21 @@ class Optimiser:
         self.gradient = self._xp.zeros_like(self.vector)
         self.matrices = sum(p.size for p in self.parameters.values() if p.ndim >= 2)
         self.count = 0
-        self._views = [piece.reshape(p.shape) for p, piece in self._pieces(self.vector)]
+        self._point_parameters()
+
+    def _point_parameters(self) -> None:
+        """Make each parameter a view of its piece of the vector."""
+        self._views = [piece.reshape(p.shape) for p, piece in self.pieces(self.vector)]
         for p, view in zip(self.parameters.values(), self._views, strict=True):
             p.data = view
 
-    def _pieces(self, vector: Array) -> Iterator[tuple[Parameter, Array]]:
+    def move_to(self, memory: Array) -> None:
+        """Lay the parameters out in another vector, such as memory that several processes see."""
+        memory[...] = self.vector
+        self.vector = memory
+        self._point_parameters()
+
+    def pieces(self, vector: Array) -> Iterator[tuple[Parameter, Array]]:
         """Each parameter with its piece of a vector laid out as the parameters are."""
         start = 0
         for p in self.parameters.values():
@@ -54,7 +64,7 @@ class Optimiser:
         finite, naming the first parameter whose gradient is not; RuntimeError if a parameter was cut off.
         """
         self._check_views()
-        for p, piece in self._pieces(self.gradient):
+        for p, piece in self.pieces(self.gradient):
             piece[...] = 0 if p.grad is None else p.grad.reshape(-1)
         norm = float(self.gradient @ self.gradient) ** 0.5
         if not math.isfinite(norm):
