@@ -54,6 +54,16 @@ def test_a_diamond_of_paths(device):
     assert_close(b.grad, np.array([4 * 4 * 5 + 4.0]))
 
 
+def test_paths_that_share_a_gradient_do_not_disturb_each_other(device):
+    """A sum hands one and the same array to both of its terms; what is added for one must not reach the other."""
+    a, b = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    u, v = a * 1, b * 1
+    w = u * 3
+    (u + v + w).backward(backend.to_device(np.ones(2, np.float32)))
+    assert_close(a.grad, np.array([4, 4], np.float32))
+    assert_close(b.grad, np.array([1, 1], np.float32))
+
+
 def test_a_ladder_of_diamonds_is_walked_once():
     """Sixty doublings: visiting every path would take 2^60 steps."""
     x = leaf(1.0)
@@ -251,7 +261,7 @@ def test_a_second_backward_names_the_op():
     h = ops.exp(x)
     y, z = ops.silu(h).sum(), ops.tanh(h).sum()
     y.backward()
-    with pytest.raises(RuntimeError, match=r"through _?sum before and freed"):
+    with pytest.raises(RuntimeError, match=r"through sum before and freed"):
         y.backward()
     with pytest.raises(RuntimeError, match="through exp before and freed"):
         z.backward()
@@ -352,6 +362,7 @@ def test_a_checkpoint_keeps_no_intermediate_array():
     def block(x):
         h = ops.exp(x)
         kept.append(weakref.ref(h.data))
+        assert h.requires_grad == (len(kept) == 2)  # the first time nothing is recorded
         return ops.sin(h)
 
     x = leaf(0.5, dtype=np.float64)
@@ -365,8 +376,8 @@ def test_a_checkpoint_keeps_no_intermediate_array():
 def test_a_checkpoint_without_gradients_computes_once():
     calls = []
     with no_grad():
-        checkpoint(lambda x: calls.append(0) or x * 2, leaf(1.0))
-    assert len(calls) == 1
+        y = checkpoint(lambda x: calls.append(0) or x * 2, leaf(1.0))
+    assert len(calls) == 1 and not y.requires_grad
 
 
 def test_a_checkpoint_draws_the_same_numbers_again():

@@ -174,6 +174,7 @@ SHARED = [
     ((2, 96, 80), (3, 1, 80, 60)),
     ((160, 160), (160, 160)),
     ((1, 200), (200, 20000)),
+    ((7, 800), (7, 800, 600)),
 ]
 
 
@@ -239,6 +240,21 @@ def test_blocks_give_the_plain_formula(a, b, workers):
         actual = sum_and_difference(first, second, 0.5)
         for got, expected in zip(actual, (first + 0.5 * second, first - second), strict=True):
             assert_close(got, expected)
+
+
+@pytest.mark.parametrize("shape", [(5 * B + 3,), (50, B // 9), (50, 3, B // 9)])
+def test_no_step_of_a_formula_sees_more_than_a_block(shape, workers):
+    """Or than one row of the leading axis, where a row is larger."""
+    seen = []
+
+    @elementwise
+    def watched(xp, x, y):
+        seen.append(x.size)
+        return x + y
+
+    x = np.broadcast_to(np.float32(1), shape)
+    assert_close(watched(x, 1.0), np.full(shape, 2, np.float32))
+    assert sum(seen) == x.size and max(seen) <= max(B, x[0].size)
 
 
 @pytest.mark.parametrize("order", ["every second", "transposed", "backwards", "read-only"])

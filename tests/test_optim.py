@@ -269,6 +269,22 @@ def test_a_state_loaded_into_the_model_does_not_cut_it_off():
     assert_close(layer.bias, before["bias"] - 1)
 
 
+def test_parameters_can_move_to_other_memory_and_go_on(device):
+    ps, moved = parameters(), parameters()
+    optimiser, mover = Adam(ps), Adam(moved)
+    memory = to_device(np.zeros(106))
+    for n in range(6):
+        if n == 3:
+            mover.move_to(memory)
+        set_gradients(ps, n)
+        set_gradients(moved, n)
+        optimiser.step(rate(n))
+        mover.step(rate(n))
+    assert_close(memory, to_numpy(optimiser.vector))
+    for name, p in moved.items():
+        assert_close(p, ps[name].numpy())
+
+
 @pytest.mark.parametrize("ps", [{}, {"a": Parameter(np.zeros(2)), "b": Parameter(np.zeros(2, np.float32))}])
 def test_no_parameters_or_mixed_dtypes_are_refused(ps):
     with pytest.raises(ValueError, match="all of one dtype"):

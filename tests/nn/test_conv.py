@@ -13,7 +13,9 @@ SHAPES = [(1, 4, 4, 3), (2, 5, 3, 3), (5, 3, 7, 3)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, None), (1, 1, None), (3, 2, 0), (2, 1, 1), (2, 2, 0)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, None), (1, 1, None), (2, 1, None), (3, 2, 0), (2, 1, 1), (2, 2, 0)]
+)
 def test_conv(shape, kernel, stride, padding, device):
     x, layer = draw(*shape), randomised(Conv2d(3, 4, Rng(), kernel=kernel, stride=stride, padding=padding))
     y, weights = run(layer, x)
