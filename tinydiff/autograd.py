@@ -95,6 +95,10 @@ class Tensor:
         """The data on the host; shares memory where it is there already."""
         return backend.to_numpy(self.data)
 
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Refuse the silent conversion that NumPy and matplotlib would do, which would lose the gradient."""
+        raise TypeError("a Tensor does not turn into a NumPy array by itself; use .numpy()")
+
     def detach(self) -> Tensor:
         """The same data, cut off from the computation that made it; backward notices writes through either."""
         result = Tensor(self.data)
@@ -187,7 +191,7 @@ def op(rule: Callable[..., Any]) -> Callable[..., Tensor]:
     a function without arguments, which is called only if that gradient is wanted. A vjp returns fresh arrays, or g
     itself, or views of g; it writes to none of its inputs.
     """
-    name = rule.__name__
+    name = rule.__name__.lstrip("_")  # sum's rule is called _sum, since sum itself has other arguments
 
     @functools.wraps(rule)
     def apply(*args: Any, **settings: Any) -> Tensor:

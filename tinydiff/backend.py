@@ -244,9 +244,13 @@ def parallel(work: Callable[[int, int], Any], n: int, grain: int = 1, on: Array 
     pieces = max(1, min(workers, n // grain))
     if pieces == 1 or pool is None:
         return [work(0, n)]
-    bounds = [n * i // pieces for i in range(pieces + 1)]
-    futures = [pool.submit(work, *bounds[i : i + 2]) for i in range(1, pieces)]
-    return [work(*bounds[:2]), *(future.result() for future in futures)]
+
+    def piece(i: int) -> Any:
+        with one_thread():  # a piece that waited for other pieces of its own could wait for ever
+            return work(n * i // pieces, n * (i + 1) // pieces)
+
+    futures = [pool.submit(piece, i) for i in range(1, pieces)]
+    return [piece(0), *(future.result() for future in futures)]
 
 
 def items_per_block(x: Array, bytes_per_item: int) -> int:

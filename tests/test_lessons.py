@@ -1,0 +1,37 @@
+"""Every lesson runs from any directory and draws pictures of something."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+LESSONS = sorted((pathlib.Path(__file__).parents[1] / "lessons").glob("[0-9][0-9]_*.py"))
+
+
+def test_there_are_lessons():
+    assert LESSONS
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_lesson_runs_and_draws(lesson, tmp_path):
+    pictures = lesson.parent / "out"
+    before = {path: path.stat().st_mtime_ns for path in pictures.glob(f"{lesson.stem[:2]}_*.png")}
+    environment = {**os.environ, "PYTHONPATH": str(lesson.parents[1])}
+    done = subprocess.run([sys.executable, lesson], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    drawn = [p for p in pictures.glob(f"{lesson.stem[:2]}_*.png") if p.stat().st_mtime_ns != before.get(p)]
+    assert drawn
+    for path in drawn:
+        pixels = np.asarray(Image.open(path).convert("L"), float)
+        assert min(pixels.shape) > 100 and pixels.std() > 5, f"{path} shows nothing"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_lesson_is_cells_of_text_and_code(lesson):
+    text = lesson.read_text(encoding="utf-8")
+    assert text.startswith("# %% [markdown]") and "\n# %%\n" in text
