@@ -79,7 +79,7 @@ def test_newer_format(saved):
 def test_a_pickle_is_never_loaded(tmp_path, protocol):
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps(Trap(), protocol))
-    refused(path)
+    refused(path, "is a pickle" if protocol else "not a checkpoint")
     assert not os.environ.get("TINYDIFF_TRAP")
 
 

@@ -1,18 +1,20 @@
-"""The training loop: it learns, it resumes to the last bit, and nothing that goes wrong costs the last good checkpoint."""
+"""The training loop learns, resumes to the last bit, and loses no good checkpoint to anything that goes wrong."""
 
 import dataclasses
 import signal
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from tests.helpers import assert_close
 from tinydiff import Rng, Tensor, backend, checkpoint, ops, train
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.nn import Linear, Module
 from tinydiff.train import Training, TrainSettings, steps_in
 
-SETTINGS = TrainSettings(steps=40, lr=0.05, warmup=5, ema_decay=0.9, weight_decay=0.01)
+SETTINGS = TrainSettings(steps=40, lr=0.2, warmup=5, ema_decay=0.9, weight_decay=0.01)
 TRUE_WEIGHT = np.array([[1.0], [-2.0], [0.5]], np.float32)
 
 
@@ -30,9 +32,10 @@ class Toy(Module):
         self.config = config
         self.linear = Linear(config.inputs, 1, rng or Rng(3))
 
-    def loss_at(self, step, rng):
-        x = rng.at(0).normal((16, 3))
-        y = x @ backend.to_device(TRUE_WEIGHT) + 0.01 * rng.at(1).normal((16, 1))
+    def loss_at(self, step, rng, share):
+        n = len(share.of(range(16)))
+        x = rng.at(0).normal((n, 3))
+        y = x @ backend.to_device(TRUE_WEIGHT) + 0.01 * rng.at(1).normal((n, 1))
         return ops.mse_loss(self.linear(Tensor(x)), Tensor(y))
 
 
@@ -78,47 +81,73 @@ def test_resumed_equals_uninterrupted_to_the_last_bit(tmp_path, device, stop_at)
     """The process dies in step stop_at; another takes up the checkpoint of the step before."""
     go(start(tmp_path / "whole"))
 
-    def dies(step, rng):
+    def dies(step, rng, share):
         if step == stop_at:
             raise ConnectionError
-        return first.model.loss_at(step, rng)
+        return first.model.loss_at(step, rng, share)
 
     first = start(tmp_path / "broken")
     with pytest.raises(ConnectionError):
         go(first, dies, save_every=0)
     second = start(tmp_path / "broken")
-    second.restore(checkpoint.load(tmp_path / "broken", "toy")[0])
+    second.restore(*checkpoint.load(tmp_path / "broken", "toy"))
     assert second.step == stop_at - 1
     go(second)
     assert state_of(tmp_path / "broken") == state_of(tmp_path / "whole")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="work is shared by forking, on Linux only")
+def test_a_shared_run_is_resumed_by_as_many_processes(tmp_path, monkeypatch):
+    """Whatever the number of cores of the machine that resumes."""
+    monkeypatch.setattr(train, "shares_for", lambda batch_size: 2)
+    go(start(tmp_path / "whole"))
+
+    def stops(step, rng, share):
+        if step == 6 and share.index == 0:
+            signal.raise_signal(signal.SIGINT)
+        return first.model.loss_at(step, rng, share)
+
+    first = start(tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        go(first, stops)
+    monkeypatch.setattr(train, "shares_for", lambda batch_size: 1)
+    second = start(tmp_path / "broken")
+    second.restore(*checkpoint.load(tmp_path / "broken", "toy"))
+    go(second)
+    assert second.processes == 2
+    assert state_of(tmp_path / "broken") == state_of(tmp_path / "whole")
+    alone = start(tmp_path / "alone")
+    go(alone)
+    assert alone.processes == 1 and state_of(tmp_path / "alone") != state_of(tmp_path / "whole")
 
 
 def test_each_step_draws_from_its_own_stream(tmp_path):
     seen = []
     training = start(tmp_path)
 
-    def loss_at(step, rng):
+    def loss_at(step, rng, share):
         seen.append((step, rng.normal((2,)).tobytes()))
-        return training.model.loss_at(step, rng)
+        return training.model.loss_at(step, rng, share)
 
     go(training, loss_at)
-    assert seen == [(step, Rng(7).at(step).normal((2,)).tobytes()) for step in range(1, 41)]
+    assert seen == [(step, Rng(7).at(step, 0).normal((2,)).tobytes()) for step in range(1, 41)]
 
 
 def test_restoring_another_model_is_refused(tmp_path):
     go(start(tmp_path))
-    arrays, _ = checkpoint.load(tmp_path, "toy")
+    saved = checkpoint.load(tmp_path, "toy")
     other = Training(Toy(ToyConfig(inputs=4)), SETTINGS, tmp_path / "other.npz", {})
     with pytest.raises(ValueError, match=r"\(4, 1\) here and \(3, 1\) there"):
-        other.restore(arrays)
+        other.restore(*saved)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_loss_that_is_not_finite(tmp_path, bad):
     training = start(tmp_path)
 
-    def loss_at(step, rng):
-        return training.model.loss_at(step, rng) * (bad if step == 9 else 1.0)
+    def loss_at(step, rng, share):
+        return training.model.loss_at(step, rng, share) * (bad if step == 9 else 1.0)
 
     with pytest.raises(FloatingPointError) as caught:
         go(training, loss_at, save_every=0)
@@ -132,8 +161,8 @@ def test_loss_that_is_not_finite(tmp_path, bad):
 def test_gradient_that_is_not_finite_names_the_parameter(tmp_path):
     training = start(tmp_path)
 
-    def loss_at(step, rng):
-        loss = training.model.loss_at(step, rng)
+    def loss_at(step, rng, share):
+        loss = training.model.loss_at(step, rng, share)
         return loss + ops.sqrt(training.model.linear.bias * 0.0).sum() if step == 9 else loss
 
     with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=r"gradient of linear\.bias .* at step 9"):
@@ -153,16 +182,16 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(tmp_path):
     training = start(tmp_path / "stopped")
     handler = signal.getsignal(signal.SIGINT)
 
-    def loss_at(step, rng):
+    def loss_at(step, rng, share):
         if step == 6:
             signal.raise_signal(signal.SIGINT)
-        return training.model.loss_at(step, rng)
+        return training.model.loss_at(step, rng, share)
 
     with pytest.raises(KeyboardInterrupt, match=r"after step 6 of 40.*resume with:\s+the command"):
         go(training, loss_at)
     assert signal.getsignal(signal.SIGINT) is handler
     again = start(tmp_path / "stopped")
-    again.restore(checkpoint.load(tmp_path / "stopped", "toy")[0])
+    again.restore(*checkpoint.load(tmp_path / "stopped", "toy"))
     assert again.step == 6
     go(again)
     go(start(tmp_path / "whole"))
@@ -172,11 +201,11 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(tmp_path):
 def test_a_second_ctrl_c_stops_at_once_and_keeps_the_checkpoint(tmp_path):
     training = start(tmp_path)
 
-    def loss_at(step, rng):
+    def loss_at(step, rng, share):
         if step == 6:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
-        return training.model.loss_at(step, rng)
+        return training.model.loss_at(step, rng, share)
 
     with pytest.raises(KeyboardInterrupt):
         go(training, loss_at, save_every=0)
@@ -198,12 +227,37 @@ def test_previews_see_the_averaged_weights(tmp_path):
     assert np.array_equal(training.model.linear.weight.numpy(), arrays["model/linear.weight"])
 
 
+def test_the_average_follows_the_weights(tmp_path):
+    training, path = start(tmp_path), []
+
+    def loss_at(step, rng, share):
+        path.append(training.model.linear.weight.numpy().copy())
+        return training.model.loss_at(step, rng, share)
+
+    go(training, loss_at)
+    first, *later = [*path, training.model.linear.weight.numpy()]
+    average = first
+    for n, weight in enumerate(later, start=1):
+        d = min(SETTINGS.ema_decay, (1 + n) / (10 + n))
+        average = d * average + (1 - d) * weight
+    with training.ema.applied():
+        assert_close(training.model.linear.weight, average, rtol=1e-5)
+
+
+def test_large_gradients_are_scaled_down(tmp_path):
+    """Adam would not notice a fixed factor, but a bound that only the large gradients meet changes its way."""
+    free, bound = (start(tmp_path / str(m), dataclasses.replace(SETTINGS, max_norm=m)) for m in (1e9, 1.0))
+    go(free)
+    go(bound)
+    assert free.losses[0] == bound.losses[0] and not np.allclose(free.losses[5:], bound.losses[5:])
+
+
 def test_the_model_trains_in_training_mode(tmp_path):
     training = start(tmp_path)
 
-    def loss_at(step, rng):
+    def loss_at(step, rng, share):
         assert training.model.training
-        return training.model.loss_at(step, rng)
+        return training.model.loss_at(step, rng, share)
 
     go(training, loss_at, preview=lambda step: training.model.eval(), preview_every=2)
 
@@ -212,7 +266,7 @@ def test_folder_that_cannot_be_written_shows_before_any_work(tmp_path):
     (tmp_path / "file").write_text("in the way")
     training = start(tmp_path / "file")
 
-    def loss_at(step, rng):
+    def loss_at(step, rng, share):
         raise AssertionError("worked")
 
     with pytest.raises(OSError, match="cannot write"):
@@ -231,9 +285,9 @@ def test_constant_and_falling_learning_rate(tmp_path):
     for settings, last in ((plain, 0.01), (dataclasses.replace(plain, final_lr=0.0), 0.0)):
         training, places = start(tmp_path / str(last), settings), []
 
-        def loss_at(step, rng, training=training, places=places):
+        def loss_at(step, rng, share, training=training, places=places):
             places.append(float(training.model.linear.bias.data[0]))
-            return training.model.linear.bias.sum() + training.model.loss_at(step, rng) * 0.0
+            return training.model.linear.bias.sum() + training.model.loss_at(step, rng, share) * 0.0
 
         go(training, loss_at)
         moves = -np.diff([*places, float(training.model.linear.bias.data[0])])
@@ -248,14 +302,14 @@ def test_minutes_become_steps_and_leave_no_trace(monkeypatch, tmp_path):
     model = Toy()
     before = model.state_dict()
 
-    def loss_at(step, rng):
+    def loss_at(step, rng, share):
         clock[0] += 5.0 if step == 1 else 0.5  # the first step is slow: it makes what the others find
-        return model.loss_at(step, rng)
+        return model.loss_at(step, rng, share)
 
-    assert steps_in(2.0, model, loss_at, SETTINGS, Rng(7)) == 240
+    assert steps_in(2.0, model, loss_at, SETTINGS, Rng(7), 4) == 240
     assert all(np.array_equal(before[name], weight) for name, weight in model.state_dict().items())
     with pytest.raises(ValueError, match="minutes"):
-        steps_in(0.0, model, loss_at, SETTINGS, Rng(7))
+        steps_in(0.0, model, loss_at, SETTINGS, Rng(7), 4)
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0.0}, {"lr": -1.0}, {"lr": np.nan}, {"warmup": -1}])

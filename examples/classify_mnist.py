@@ -1,0 +1,154 @@
+"""Train a small convolutional network to read digits: the engine under the diffusion models is a general one.
+
+    python examples/classify_mnist.py                the 5,000 digits in the package: about half a minute, 98 % right
+    python examples/classify_mnist.py --data full    60,000 digits to learn from, 10,000 to test on: as long, 99 % right
+
+It reports how many of the test images, which it has never seen, it reads correctly, and draws its worst mistakes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinydiff import Tensor, backend, checkpoint, cli, image, no_grad, ops
+from tinydiff.backend import Array
+from tinydiff.data import mnist
+from tinydiff.data.augment import random_shift
+from tinydiff.data.loader import Batches
+from tinydiff.nn import Conv2d, GroupNorm, Linear, Module
+from tinydiff.rng import Rng
+from tinydiff.train import Training, TrainSettings, train
+from tinydiff.workers import Share
+
+WEIGHTS, ORDER, NOISE = range(3)
+"""The names of the run's random streams."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Which images the classifier reads: their height and width, and the number of classes."""
+
+    size: tuple[int, int]
+    classes: int
+
+
+class Classifier(Module):
+    """Three convolutions, the last two halving the image, and a linear layer: (B, H, W, 1) -> logits (B, classes)."""
+
+    kind = "mnist-classifier"
+
+    def __init__(self, config: ClassifierConfig, rng: Rng):
+        self.config = config
+        self.conv1, self.norm1 = Conv2d(1, 16, rng), GroupNorm(16, 4, silu=True)
+        self.conv2, self.norm2 = Conv2d(16, 32, rng, stride=2), GroupNorm(32, 4, silu=True)
+        self.conv3, self.norm3 = Conv2d(32, 64, rng, stride=2), GroupNorm(64, 4, silu=True)
+        height, width = (-(-pixels // 4) for pixels in config.size)  # each stride rounds up
+        self.out = Linear(height * width * 64, config.classes, rng)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        h = self.norm1(self.conv1(x))
+        h = self.norm2(self.conv2(h))
+        h = self.norm3(self.conv3(h))
+        return self.out(h.reshape(len(h), -1))
+
+
+def to_input(images: np.ndarray) -> Array:
+    """uint8 (B, H, W) -> float32 (B, H, W, 1) in [-1, 1], on the device in use."""
+    return backend.to_device(image.to_signed(images[..., None]))
+
+
+def probabilities(model: Classifier, images: np.ndarray, batch: int = 500) -> np.ndarray:
+    """What the model believes of each image: uint8 (N, H, W) -> (N, classes), rows summing to 1."""
+    with no_grad():
+        pieces = [ops.softmax(model(Tensor(to_input(images[i : i + batch])))) for i in range(0, len(images), batch)]
+    return np.concatenate([piece.numpy() for piece in pieces])
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", default="embedded", help="embedded (default), full, fashion, or a folder of IDX files"
+    )
+    parser.add_argument("--steps", type=int, default=800, metavar="N", help="gradient steps (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a step (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal bits")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    parser.add_argument("--out", metavar="DIR", help="default: runs/classify, or a new runs/classify-2, ...")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped, with its own settings")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, or go on with a run, then test."""
+    options = parse()
+    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+        if options.resume is None:
+            folder = cli.new_folder(options.out, "runs/classify")
+            cli.check_writable(folder / checkpoint.NAME)
+            settings = TrainSettings(options.steps, options.lr, weight_decay=0.05, ema_decay=0.99)
+            about = {"data": options.data, "batch_size": options.batch_size, "seed": options.seed}
+            run(settings, about, folder)
+        else:
+            folder = pathlib.Path(options.resume)
+            arrays, meta = checkpoint.load(folder, Classifier.kind)
+            run(TrainSettings(**meta["settings"]), meta["about"], folder, (arrays, meta))
+
+
+def run(settings: TrainSettings, about: dict, folder: pathlib.Path, saved: tuple[dict, dict] | None = None) -> None:
+    """Train in this folder, from the start or from what its checkpoint holds, and test the averaged weights."""
+    rng = Rng(about["seed"])
+    digits, test = mnist.load(about["data"], "train"), mnist.load(about["data"], "test")
+    batches = Batches(digits.images, digits.labels, batch_size=about["batch_size"], rng=rng.at(ORDER))
+    model = Classifier(ClassifierConfig(digits.images.shape[1:], len(digits.class_names)), rng.at(WEIGHTS))
+
+    def loss_at(step: int, rng: Rng, share: Share) -> Tensor:
+        images, labels = (share.of(a) for a in batches.at(step - 1))
+        x = to_input(random_shift(images, 2, rng))
+        return ops.cross_entropy(model(Tensor(x)), backend.to_device(labels))
+
+    training = Training(model, settings, folder / checkpoint.NAME, about)
+    if saved is not None:
+        training.restore(*saved)
+    resume_with = cli.command(__file__, "--resume", folder)
+    train(training, loss_at, rng.at(NOISE), batch_size=about["batch_size"], resume_with=resume_with)
+
+    with training.ema.applied():
+        p = probabilities(model, test.images)
+    read = p.argmax(axis=1)
+    wrong = np.flatnonzero(read != test.labels)
+    print(f"{1 - len(wrong) / len(test):.2%} of the {len(test):,} test images are read correctly")
+    confusion(folder / "confusion.png", test.labels, read, test.class_names)
+    if len(wrong):
+        worst = wrong[np.argsort(-p[wrong, read[wrong]])][:50]
+        image.save_png(folder / "mistakes.png", image.grid(test.images[worst], columns=10), scale=2)
+        print(f"its surest mistakes are in {folder / 'mistakes.png'}")
+    print(f"what it takes for what is in {folder / 'confusion.png'}")
+
+
+def confusion(path: pathlib.Path, labels: np.ndarray, read: np.ndarray, names: tuple[str, ...]) -> None:
+    """Draw how often each class (row) is read as each class (column)."""
+    from matplotlib.figure import Figure
+
+    counts = np.zeros((len(names), len(names)), int)
+    np.add.at(counts, (labels, read), 1)
+    figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
+    axes = figure.add_subplot(xlabel="read as", ylabel="is", title="Test images")
+    axes.imshow(counts / counts.sum(axis=1, keepdims=True).clip(1), cmap="Blues")
+    axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(len(names)), names)
+    for (i, j), count in np.ndenumerate(counts):
+        if count:
+            axes.text(j, i, str(count), ha="center", va="center", color="white" if i == j else "black")
+    with image.atomic_file(path) as file:
+        figure.savefig(file, format="png")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,261 @@
+"""Train a diffusion model on handwritten digits: Algorithm 1 on MNIST, with the deck's U-Net.
+
+    python examples/train_mnist.py                         about five minutes on two CPU cores; 5,000 digits
+    python examples/train_mnist.py --data full             all 60,000, downloaded once
+    python examples/train_mnist.py --no-class-conditional  a model that is never told which digit it sees
+    python examples/train_mnist.py --recipe ddpm           the deck's plain recipe (Ho et al. 2020)
+    python examples/train_mnist.py --resume runs/mnist     go on after Ctrl-C, or after the power went
+
+The folder of the run receives samples_000000.png, ... (the same noise turned into digits by the model as it learns),
+then samples.png, film_strip.png, denoising.gif, loss.png, and checkpoint.npz, which sample.py draws more digits from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinydiff import backend, checkpoint, cli, image
+from tinydiff.autograd import Tensor
+from tinydiff.data import mnist
+from tinydiff.data.augment import random_shift
+from tinydiff.data.loader import Batches
+from tinydiff.diffusion import last
+from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
+from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, WEIGHTINGS
+from tinydiff.nn import UNetConfig
+from tinydiff.rng import Rng
+from tinydiff.train import Training, TrainSettings, steps_in, train
+from tinydiff.workers import Share
+
+WEIGHTS, ORDER, NOISE, PICTURES = range(4)
+"""The names of the run's random streams: rng.at(WEIGHTS) draws the first weights, and so on."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a run computes, and the defaults of the command line.
+
+    timesteps: the T of diffusion. shift: move each training image by up to this many pixels, which makes more of few
+    images. base, multipliers, blocks, patch: the sizes of the U-Net, see UNetConfig. decay: whether the learning rate
+    falls to zero or stays. The other fields are those of PixelDiffusionConfig and TrainSettings.
+    """
+
+    data: str = "embedded"
+    steps: int = 1500
+    batch_size: int = 64
+    lr: float = 3e-3
+    warmup: int = 100
+    decay: bool = True
+    ema_decay: float = 0.995
+    timesteps: int = 1000
+    schedule: str = "cosine"
+    target: str = "x0"
+    weighting: str = "min-snr"
+    stratified: bool = True
+    class_conditional: bool = True
+    shift: int = 1
+    base: int = 32
+    multipliers: tuple[int, ...] = (1, 2)
+    blocks: int = 1
+    patch: int = 2
+    seed: int = 0
+
+    def model(self, digits: mnist.Digits) -> PixelDiffusionConfig:
+        """The model for these images."""
+        names = digits.class_names if self.class_conditional else ()
+        unet = UNetConfig(
+            base=self.base,
+            multipliers=self.multipliers,
+            blocks=self.blocks,
+            attention=(),
+            patch=self.patch,
+            classes=len(names) or None,
+        )
+        H, W = digits.images.shape[1:]
+        return PixelDiffusionConfig(
+            unet,
+            (H, W),
+            self.timesteps,
+            self.schedule,
+            self.target,
+            self.weighting,
+            class_names=names,
+            stratified=self.stratified,
+        )
+
+    def settings(self) -> TrainSettings:
+        """How to train it."""
+        return TrainSettings(
+            self.steps,
+            self.lr,
+            final_lr=0.0 if self.decay else self.lr,
+            warmup=self.warmup,
+            betas=(0.9, 0.99),
+            ema_decay=self.ema_decay,
+        )
+
+
+RECIPES = {
+    "default": Recipe(),
+    "ddpm": Recipe(
+        schedule="linear",
+        target="eps",
+        weighting="plain",
+        stratified=False,
+        class_conditional=False,
+        lr=1e-3,
+        decay=False,
+        shift=0,
+    ),
+}
+
+
+def parse() -> argparse.Namespace:
+    """The command line. Flags that a Recipe has are None unless given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = RECIPES["default"]
+
+    def add(group: Any, flag: str, text: str, **how: Any) -> None:
+        value = getattr(default, flag[2:].replace("-", "_"))
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        group.add_argument(flag, help=f"{text} (default: {shown})", **how)
+
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--recipe", choices=RECIPES, help="where the defaults come from (default: default)")
+    add(what, "--data", "embedded, full, fashion, or a folder with the four IDX files")
+    add(what, "--class-conditional", "tell the model which digit it sees", action=argparse.BooleanOptionalAction)
+    add(what, "--timesteps", "T, the number of diffusion steps", type=int, metavar="T")
+    add(what, "--schedule", "how the noise grows with t (E6, E7)", choices=SCHEDULES)
+    add(what, "--target", "what the network predicts: the noise, the image, or v (E15)", choices=TARGETS)
+    add(what, "--weighting", "how much each t counts in the loss", choices=WEIGHTINGS)
+    add(what, "--base", "width of the U-Net's first level", type=int, metavar="N")
+    add(what, "--multipliers", "width of each level, over base", type=_numbers, metavar="N,N,...")
+    add(what, "--blocks", "ResBlocks a level", type=int, metavar="N")
+    add(what, "--patch", "work on patches of N x N pixels, N² times faster", type=int, metavar="N")
+
+    how = parser.add_argument_group("how to train")
+    length = how.add_mutually_exclusive_group()
+    add(length, "--steps", "gradient steps", type=int, metavar="N")
+    length.add_argument("--minutes", type=float, metavar="M", help="as many steps as fit in about M minutes")
+    add(how, "--batch-size", "images a step", type=int, metavar="N")
+    add(how, "--lr", "peak learning rate", type=float)
+    add(how, "--seed", "equal seeds give equal bits", type=int, metavar="N")
+
+    run = parser.add_argument_group("where")
+    run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/mnist, or a new runs/mnist-2, ...)")
+    run.add_argument("--sample-every", type=int, metavar="N", help="steps between sample grids (default: ten a run)")
+    run.add_argument(
+        "--save-every", type=float, default=30, metavar="S", help="seconds between checkpoints (default: 30)"
+    )
+    run.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run that was stopped (default: the latest)"
+    )
+    return parser.parse_args()
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))
+
+
+def main() -> None:
+    """Train, or go on with a run, then draw the final pictures."""
+    options = parse()
+    given = {f.name: v for f in dataclasses.fields(Recipe) if (v := getattr(options, f.name, None)) is not None}
+    if os.path.isdir(given.get("data", "")):
+        given["data"] = os.path.abspath(given["data"])  # a run may be resumed from another folder
+    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+        if options.resume is None:
+            folder = cli.new_folder(options.out, "runs/mnist")
+            cli.check_writable(folder / checkpoint.NAME)
+            recipe = dataclasses.replace(RECIPES[options.recipe or "default"], **given)
+            run(recipe, folder, options)
+        else:
+            fixed = [*given, *(name for name in ("recipe", "minutes", "out") if getattr(options, name) is not None)]
+            if fixed:
+                flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+                raise ValueError(f"a resumed run keeps its own settings: leave out {flags}, or start a new run")
+            folder = pathlib.Path(options.resume or cli.latest_folder("runs/mnist"))
+            arrays, meta = checkpoint.load(folder, PixelDiffusion.kind)
+            about = meta["about"]
+            recipe = Recipe(**about | {"multipliers": tuple(about["multipliers"])})
+            run(recipe, folder, options, (arrays, meta))
+
+
+def run(
+    recipe: Recipe, folder: pathlib.Path, options: argparse.Namespace, saved: tuple[dict, dict] | None = None
+) -> None:
+    """Train this recipe in this folder, from the start or from what its checkpoint holds, and draw the pictures."""
+    rng = Rng(recipe.seed)
+    digits = mnist.load(recipe.data)
+    batches = Batches(digits.images, digits.labels, batch_size=recipe.batch_size, rng=rng.at(ORDER))
+    model = PixelDiffusion(recipe.model(digits), rng.at(WEIGHTS))
+
+    def loss_at(step: int, rng: Rng, share: Share) -> Tensor:
+        images, labels = (share.of(a) for a in batches.at(step - 1))
+        x_0 = backend.to_device(image.to_signed(random_shift(images, recipe.shift, rng.at(0))[..., None]))
+        return model.loss(x_0, rng.at(1), labels if recipe.class_conditional else None)
+
+    if options.minutes is not None:
+        steps = steps_in(options.minutes, model, loss_at, recipe.settings(), rng.at(NOISE), recipe.batch_size)
+        recipe = dataclasses.replace(recipe, steps=steps)
+    training = Training(model, recipe.settings(), folder / checkpoint.NAME, dataclasses.asdict(recipe))
+    if saved is not None:
+        training.restore(*saved)
+    print(
+        f"{len(digits):,} images of {cli.short(recipe.data) if os.path.isdir(recipe.data) else recipe.data}, "
+        f"{model.count_parameters():,} parameters, device {backend.device()}, "
+        f"{'starting' if training.step == 0 else f'going on after step {training.step}'}; the run is in {folder}"
+    )
+
+    def preview(step: int) -> None:
+        states = draw(model, rng.at(PICTURES), n=40, steps=min(10, recipe.timesteps))
+        shown = last(states) if step > 0 else next(states)  # what has learned nothing leaves the noise as it is
+        image.save_png(folder / f"samples_{step:06d}.png", image.grid(shown, columns=10), scale=2)
+
+    train(
+        training,
+        loss_at,
+        rng.at(NOISE),
+        batch_size=recipe.batch_size,
+        resume_with=cli.command(__file__, "--resume", folder),
+        preview=preview,
+        preview_every=max(1, recipe.steps // 10) if options.sample_every is None else options.sample_every,
+        save_every=options.save_every,
+    )
+    with training.ema.applied():
+        pictures(model, rng.at(PICTURES), folder)
+    image.loss_curve(folder / "loss.png", range(1, training.step + 1), training.losses.tolist())
+    print(f"The digits are in {folder / 'samples.png'}; how they came out of noise: film_strip.png, denoising.gif.")
+    print(f"Draw more:\n  {cli.command(pathlib.Path(__file__).with_name('sample.py'), folder, '--n', 64)}")
+
+
+def draw(model: PixelDiffusion, rng: Rng, n: int, steps: int) -> Iterator[np.ndarray]:
+    """The states of n samples from x_T to x_0, each (n, H, W, 1); a model with classes draws them in turn."""
+    classes = model.config.unet.classes
+    label = None if classes is None else np.arange(n) % classes
+    guidance = 1.0 if classes is None else 1.5
+    states = model.sample(n, rng, steps=steps, guidance=guidance, label=label)
+    return (backend.to_numpy(x) for x in states)
+
+
+def pictures(model: PixelDiffusion, rng: Rng, folder: pathlib.Path) -> None:
+    """samples.png, film_strip.png and denoising.gif: 100 samples in up to 50 steps."""
+    steps = min(50, model.schedule.T)
+    states = list(cli.progress(draw(model, rng, n=100, steps=steps), "drawing", steps + 1))
+    image.save_png(folder / "samples.png", image.grid(states[-1], columns=10), scale=2)
+    image.save_png(folder / "film_strip.png", image.film_strip(states), scale=2)
+    frames = [image.grid(x[:20], columns=5) for x in [*states[:-1:2], states[-1]]]
+    image.save_gif(folder / "denoising.gif", frames, ms=100, scale=2)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,261 @@
+"""PixelDiffusion: its loss is Algorithm 1's, its samples are those of the samplers, and labels go where they should."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers import assert_close
+from tinydiff import Rng, Tensor, backend, checkpoint
+from tinydiff.checkpoint import CheckpointError
+from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
+from tinydiff.nn import Module, UNetConfig
+from tinydiff.train import Training, TrainSettings, train
+
+UNET = UNetConfig(base=8, multipliers=(1, 2), blocks=1, attention=(), groups=4)
+PLAIN = PixelDiffusionConfig(UNET, size=(4, 8), T=50, target="eps")
+LABELLED = dataclasses.replace(PLAIN, unet=dataclasses.replace(UNET, classes=3), class_names=("a", "b", "c"))
+
+
+class Stub(Module):
+    """Stands for the U-Net: gives what it is told and remembers what it was asked."""
+
+    def __init__(self, answer=lambda x, t, label: x * 0.0):
+        self.answer, self.asked = answer, []
+
+    def __call__(self, x, t, label=None, rng=None):
+        self.asked.append((x.numpy(), backend.to_numpy(t), None if label is None else backend.to_numpy(label)))
+        return Tensor(backend.to_device(self.answer(x.data, t, label)))
+
+
+def stubbed(config, *answer):
+    model = PixelDiffusion(config, Rng(0))
+    model.unet = Stub(*answer)
+    return model
+
+
+def awake(config):
+    """A model with no weights left at the zeros that many start from."""
+    model = PixelDiffusion(config, Rng(0))
+    for i, p in enumerate(model.parameters().values()):
+        p[...] = p.data + 0.1 * Rng(1).at(i).normal(p.shape)
+    return model
+
+
+def alpha_bar(config):
+    """E6 and E7, written once more."""
+    steps = np.arange(config.T + 1)
+    if config.schedule == "linear":
+        scale = 1000 / config.T
+        return np.cumprod(1 - np.concatenate([[0], np.linspace(1e-4 * scale, 0.02 * scale, config.T)]))
+    f = np.cos((steps / config.T + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.cumprod(np.concatenate([[1], 1 - np.clip(1 - f[1:] / f[:-1], None, 0.999)]))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("weighting", ["plain", "min-snr"])
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+def test_loss_is_algorithm_1(schedule, weighting, target):
+    """Of a network that gives 0 the loss is the mean square of the target, found again from what the network saw."""
+    config = dataclasses.replace(PLAIN, schedule=schedule, target=target, weighting=weighting)
+    model = stubbed(config)
+    x_0 = Rng(1).uniform((4000, 4, 8, 1)) * 2 - 1
+    loss = model.loss(x_0, Rng(2)).item()
+    [(x_t, t, label)] = model.unet.asked
+    assert label is None and t.shape == (4000,) and t.min() == 1 and t.max() == config.T
+    assert np.bincount(t)[1:].max() < 80 + 5 * 80**0.5  # 4000 draws over 50 times
+
+    a = alpha_bar(config)[t].reshape(-1, 1, 1, 1)
+    eps = (x_t - a**0.5 * x_0) / (1 - a) ** 0.5
+    assert abs(eps.mean()) < 0.02 and abs(eps.std() - 1) < 0.02
+    wanted = {"eps": eps, "x0": x_0, "v": a**0.5 * eps - (1 - a) ** 0.5 * x_0}[target]
+    snr = a / (1 - a)
+    weight = {"x0": np.minimum(snr, 5), "eps": np.minimum(snr, 5) / snr, "v": np.minimum(snr, 5) / (snr + 1)}[target]
+    assert np.isclose(loss, np.mean(wanted**2 * (weight if weighting == "min-snr" else 1)), rtol=1e-3)
+
+
+def test_equal_streams_give_equal_losses():
+    model, x_0 = PixelDiffusion(PLAIN, Rng(0)), Rng(1).normal((8, 4, 8, 1))
+    losses = [model.loss(x_0, Rng(seed)).item() for seed in (2, 2, 3)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("n", [1, 7, 50, 64])
+def test_stratified_times(n):
+    """One t from each of n equal parts of 1..T, and every t equally often over many batches."""
+    model = stubbed(dataclasses.replace(PLAIN, stratified=True))
+    counts = np.zeros(PLAIN.T + 1)
+    for seed in range(600):
+        model.unet.asked.clear()
+        model.loss(np.zeros((n, 4, 8, 1), np.float32), Rng(seed))
+        t = model.unet.asked[0][1]
+        part = PLAIN.T / n * np.arange(n + 1)
+        assert t.dtype == np.int64 and (t - 1 < part[1:]).all() and (t > part[:-1]).all()
+        counts += np.bincount(t, minlength=PLAIN.T + 1)
+    expected = 600 * n / PLAIN.T
+    assert counts[0] == 0 and np.abs(counts[1:] - expected).max() < 5 * expected**0.5
+
+
+def test_a_share_of_the_labels_is_hidden():
+    model = stubbed(LABELLED)
+    label = np.arange(6000) % 3
+    model.loss(np.zeros((6000, 4, 8, 1), np.float32), Rng(1), label)
+    seen = model.unet.asked[0][2]
+    hidden = seen == -1
+    assert abs(hidden.mean() - 0.1) < 0.02 and np.array_equal(seen[~hidden], label[~hidden])
+
+
+@pytest.mark.parametrize("T_steps", [("ddim", None), ("ddim", 50), ("ddim", 7), ("ddpm", None), ("ddpm", 9)])
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+def test_a_network_that_knows_the_image_draws_it(device, T_steps, target):
+    """The data are one image: the network's right answer follows from x_t, and every sampler ends at the image."""
+    sampler, steps = T_steps
+    config = dataclasses.replace(PLAIN, target=target)
+    image = Rng(5, "cpu").uniform((4, 8, 1)) * 1.8 - 0.9
+    table = alpha_bar(config)
+
+    def answer(x, t, label):
+        x, a = backend.to_numpy(x), table[backend.to_numpy(t)].reshape(-1, 1, 1, 1)
+        eps = (x - a**0.5 * image) / (1 - a) ** 0.5
+        right = {"eps": eps, "x0": image + 0 * eps, "v": a**0.5 * eps - (1 - a) ** 0.5 * image}[target]
+        return right.astype(np.float32)
+
+    model = stubbed(config, answer)
+    states = list(model.sample(3, Rng(6), sampler=sampler, steps=steps))
+    assert len(states) == model.sampling_steps(sampler, steps) + 1 == (steps or 50) + 1
+    assert backend.to_numpy(states[0]).std() > 0.8
+    assert_close(states[-1], np.broadcast_to(image, (3, 4, 8, 1)), atol=1e-2 if target == "eps" else 1e-4)
+
+
+def test_one_seed_is_one_noise_for_all_samplers():
+    model = PixelDiffusion(PLAIN, Rng(0))
+    starts = [next(model.sample(2, Rng(4), sampler=s, steps=n)) for s, n in (("ddim", 3), ("ddim", 9), ("ddpm", None))]
+    assert all(np.array_equal(starts[0], x_T) for x_T in starts)
+    assert not np.array_equal(starts[0], next(model.sample(2, Rng(5))))
+
+
+def test_sampling_records_nothing_and_leaves_dropout_out():
+    config = dataclasses.replace(PLAIN, unet=dataclasses.replace(UNET, dropout=0.9))
+    model = awake(config)
+    first, second = ([*model.sample(2, Rng(4), steps=3)][-1] for _ in range(2))
+    assert np.array_equal(first, second)
+    model.train()
+    assert model.loss(first, Rng(1)).item() != model.eval().loss(first, Rng(1)).item()
+
+
+def test_labels_asked_for_and_drawn():
+    model = stubbed(LABELLED)
+    for asked, seen in ((2, [2] * 5), (np.array([0, 1, 2, 1, 0]), [0, 1, 2, 1, 0])):
+        model.unet.asked.clear()
+        list(model.sample(5, Rng(0), steps=2, label=asked))
+        assert [label.tolist() for _, _, label in model.unet.asked] == [seen, seen]
+    model.unet.asked.clear()
+    list(model.sample(3000, Rng(0), steps=1))
+    counts = np.bincount(model.unet.asked[0][2], minlength=3)
+    assert np.abs(counts - 1000).max() < 5 * 1000**0.5
+
+
+def test_guidance_moves_from_the_unlabelled_to_the_labelled_answer():
+    """E35 in x_0: 0.1 without the label, 0.1 + 0.2 = 0.3 with it, 0.1 + 2 * 0.2 = 0.5 at s = 2."""
+
+    def answer(x, t, label):
+        return x * 0 + (0.1 if label is None else 0.3)
+
+    model = stubbed(dataclasses.replace(LABELLED, target="x0"), answer)
+    for s, expected in ((0.0, 0.1), (1.0, 0.3), (2.0, 0.5)):
+        *_, x_0 = model.sample(2, Rng(0), steps=4, guidance=s, label=1)
+        assert_close(x_0, np.full((2, 4, 8, 1), expected, np.float32), atol=1e-5)
+
+
+def test_the_class_matters(device):
+    """A real U-Net draws each class another image."""
+    model = awake(LABELLED)
+    finals = [backend.to_numpy([*model.sample(1, Rng(2), steps=2, label=k)][-1]) for k in (0, 1, 1)]
+    assert not np.array_equal(finals[0], finals[1]) and np.array_equal(finals[1], finals[2])
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong", "words"),
+    [
+        (PLAIN, {"sampler": "euler"}, "ddim, ddpm, got 'euler'"),
+        (PLAIN, {"steps": 0}, r"1\.\.50.*got 0"),
+        (PLAIN, {"steps": 51}, r"1\.\.50.*got 51"),
+        (PLAIN, {"n": 0}, "got 0"),
+        (PLAIN, {"guidance": 2.0}, "without labels"),
+        (PLAIN, {"label": 1}, "without classes"),
+        (LABELLED, {"label": 3}, r"0\.\.2, got 3"),
+        (LABELLED, {"label": -1}, r"0\.\.2, got -1"),
+        (LABELLED, {"label": np.array([0, 1])}, r"4 images need 4 labels, got \(2,\)"),
+    ],
+)
+def test_bad_requests(config, wrong, words):
+    model = PixelDiffusion(config, Rng(0))
+    with pytest.raises(ValueError, match=words):
+        model.sample(**{"n": 4, "rng": Rng(0)} | wrong)
+
+
+@pytest.mark.parametrize(
+    ("config", "label", "words"),
+    [
+        (PLAIN, np.array([0, 1]), "without classes"),
+        (LABELLED, None, "2 images need 2 labels, got None"),
+        (LABELLED, np.array([0, 3]), r"0\.\.2, got 3"),
+        (LABELLED, np.array([0, -1]), r"0\.\.2, got -1"),
+    ],
+)
+def test_bad_training_labels(config, label, words):
+    with pytest.raises(ValueError, match=words):
+        PixelDiffusion(config, Rng(0)).loss(np.zeros((2, 4, 8, 1), np.float32), Rng(0), label)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"schedule": "sigmoid"}, "linear, cosine, got 'sigmoid'"),
+        ({"target": "noise"}, "eps, x0, v, got 'noise'"),
+        ({"weighting": "none"}, "plain, min-snr, got 'none'"),
+        ({"label_drop": 1.5}, "got 1.5"),
+        ({"class_names": ("a",)}, "0 classes need as many names"),
+        ({"size": (4, 7)}, "2 divides, got 4 x 7"),
+    ],
+)
+def test_bad_configurations(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(PLAIN, **wrong)
+
+
+def test_too_few_steps():
+    with pytest.raises(ValueError, match="T >= 1"):
+        PixelDiffusion(dataclasses.replace(PLAIN, T=0), Rng(0))
+
+
+@pytest.mark.parametrize("config", [PLAIN, LABELLED], ids=["plain", "labelled"])
+def test_configuration_survives_json(config):
+    assert PixelDiffusionConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_learns_one_image_and_comes_back_from_its_checkpoint(tmp_path, device):
+    unet = UNetConfig(base=4, multipliers=(1,), blocks=1, attention=(), groups=2, classes=3)
+    config = dataclasses.replace(LABELLED, unet=unet, target="x0", size=(4, 4), T=20, schedule="linear")
+    model = PixelDiffusion(config, Rng(0))
+    image = np.sign(Rng(5, "cpu").normal((4, 4, 1)))
+    x_0 = backend.to_device(np.repeat(image[None], 4, axis=0))
+    label = np.zeros(4, int)
+    settings = TrainSettings(steps=50, lr=3e-2, warmup=1, ema_decay=0.5)
+    training = Training(model, settings, tmp_path / checkpoint.NAME, {})
+    train(training, lambda step, rng, share: model.loss(x_0, rng, label), Rng(7), batch_size=4, resume_with="")
+    assert training.losses[-5:].mean() < 0.1 * training.losses[:5].mean()
+
+    loaded = PixelDiffusion.load(tmp_path)
+    assert loaded.config == config and not loaded.training
+    with training.ema.applied():
+        expected = [*model.sample(2, Rng(8), steps=5, label=0)][-1]
+    assert_close([*loaded.sample(2, Rng(8), steps=5, label=0)][-1], backend.to_numpy(expected))
+    assert np.abs(backend.to_numpy(expected) - image).mean() < 0.2
+
+
+def test_load_refuses_other_kinds(tmp_path):
+    checkpoint.save(tmp_path / checkpoint.NAME, {}, {"kind": "mnist-classifier"})
+    with pytest.raises(CheckpointError, match="'pixel-diffusion', got 'mnist-classifier'"):
+        PixelDiffusion.load(tmp_path)

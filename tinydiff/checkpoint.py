@@ -1,0 +1,115 @@
+"""Checkpoints: named arrays and a description in one .npz file, which is complete or not there at all.
+
+The names say whose an array is: "model/...", "ema/...", "optimiser/...". The description ("meta") is JSON: the version
+of the format, the kind of model, its configuration, how it is trained. Nothing is ever pickled: loading a checkpoint
+from a stranger runs none of the stranger's code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tinydiff.image import PathLike, atomic_file
+
+FORMAT = 1
+"""The version of the format; raised when older programs could no longer read it."""
+
+ZIP = b"PK\x03\x04"
+"""How an .npz file starts."""
+
+NAME = "checkpoint.npz"
+"""What a training run calls its checkpoint, in its folder."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged, of another kind or a newer format: which, and what was expected."""
+
+
+def save(path: PathLike, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write a checkpoint, complete or not at all: until then an older one at this path stays as it is.
+
+    arrays: host arrays by name. meta: what JSON can hold, with "kind", the kind of model.
+    Raises OSError, naming the path and the reason, where the file cannot be written.
+    """
+    text = json.dumps({**meta, "format": FORMAT}).encode()
+    with atomic_file(path) as file:
+        np.savez(file, allow_pickle=False, meta=np.frombuffer(text, np.uint8), **arrays)
+
+
+def load(path: PathLike, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read a checkpoint: its arrays by name, and its description.
+
+    path: the file, or the folder of a training run. Raises CheckpointError, saying what is wrong with which file, if
+    it is missing, cut short or damaged, a pickle, not of tinydiff, of a newer format, or of another kind of model.
+    """
+    path = find(path)
+    arrays = _read(path)
+    try:
+        meta = json.loads(arrays.pop("meta").tobytes())
+        version, found = meta["format"], meta["kind"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of tinydiff: it holds no description of itself") from error
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}, newer than {FORMAT}, the newest that this tinydiff reads: update tinydiff"
+        )
+    if found != kind:
+        raise CheckpointError(f"{path} holds another model: expected {kind!r}, got {found!r}")
+    return arrays, meta
+
+
+def find(path: PathLike) -> pathlib.Path:
+    """The checkpoint that a path names: the file itself, or the checkpoint in a run's folder."""
+    path = pathlib.Path(path)
+    return path / NAME if path.is_dir() else path
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file; a CheckpointError that says why, if it is not one."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(ZIP))
+        if start[:1] == b"\x80":
+            raise CheckpointError(f"{path} is a pickle, which could run any code and is never loaded")
+        if not ZIP.startswith(start):
+            raise CheckpointError(f"{path} is not a checkpoint of tinydiff, an .npz file: it starts with {start!r}")
+        if start != ZIP:
+            raise EOFError("it ends at once")
+        with np.load(path, allow_pickle=False) as archive:
+            if any(name.endswith(".pkl") for name in archive.files):
+                raise CheckpointError(f"{path} is a checkpoint of PyTorch: a pickle, which is never loaded")
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise CheckpointError(f"{path} is damaged or was cut short ({path.stat().st_size} bytes): {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged or holds pickles, which are never loaded: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def prefixed(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays with "prefix/" before each name, as a checkpoint stores them."""
+    return {f"{prefix}/{name}": array for name, array in arrays.items()}
+
+
+def part(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names start with "prefix/", without it: what `prefixed` was given."""
+    return {name.removeprefix(f"{prefix}/"): a for name, a in arrays.items() if name.startswith(f"{prefix}/")}
+
+
+def remove_leftovers(path: PathLike) -> None:
+    """Remove what a process that was killed while it wrote this checkpoint left beside it."""
+    path = pathlib.Path(path)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()

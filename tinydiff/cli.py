@@ -1,0 +1,100 @@
+"""What the command-line programs share: errors of one line, folders that are never overwritten, commands to copy."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn, TypeVar
+
+from tinydiff import checkpoint
+from tinydiff.backend import DeviceError
+from tinydiff.checkpoint import CheckpointError
+from tinydiff.data.idx import DataError
+
+T = TypeVar("T")
+
+EXPECTED = (CheckpointError, DataError, DeviceError, FloatingPointError, MemoryError, OSError, ValueError)
+"""What can go wrong without the program being wrong: bad input, full disks, numbers that overflow."""
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call main and exit: with 0, or 1 after one line on stderr for an expected error, or 130 for Ctrl-C.
+
+    Set the environment variable TINYDIFF_TRACEBACK to see where an error came from.
+    """
+    try:
+        main()
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
+        sys.exit(130)
+    except EXPECTED as error:
+        if os.environ.get("TINYDIFF_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def new_folder(chosen: str | None, default: str) -> pathlib.Path:
+    """The folder for a new run: the one that was chosen, else the default, or default-2, default-3, ...
+
+    Raises ValueError if the chosen folder holds a run already: nothing is overwritten.
+    """
+    if chosen is not None:
+        if _saved_at(chosen):
+            raise ValueError(f"{chosen} holds a run already; go on with it (--resume {chosen}) or choose another --out")
+        return pathlib.Path(chosen)
+    names = itertools.chain([default], (f"{default}-{number}" for number in itertools.count(2)))
+    return pathlib.Path(next(name for name in names if not _saved_at(name)))
+
+
+def latest_folder(default: str) -> pathlib.Path:
+    """Of the folders that new_folder gives for this default, the one whose run was saved last, or the default."""
+    path = pathlib.Path(default)
+    return max([path, *path.parent.glob(f"{path.name}-*")], key=_saved_at)
+
+
+def _saved_at(folder: str | os.PathLike[str]) -> float:
+    """When the run in a folder was last saved, in seconds since 1970; 0 if there is none."""
+    path = pathlib.Path(folder) / checkpoint.NAME
+    return path.stat().st_mtime if path.exists() else 0
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Make the folder of a file that will be written, and raise OSError now if nothing can be written there."""
+    folder = pathlib.Path(path).parent
+    for above in (folder, *folder.parents):
+        if above.exists() and not above.is_dir():
+            raise OSError(f"cannot write {path}: {above} is not a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """The items, with a progress bar on stderr that disappears when they are through."""
+    from tqdm import tqdm
+
+    yield from tqdm(items, what, total, leave=False, mininterval=0.1 if sys.stderr.isatty() else 10)
+
+
+def command(script: str | os.PathLike[str], *arguments: object) -> str:
+    """The line that runs a script with these arguments from the current folder, ready to be copied."""
+    on_path = shutil.which("python")
+    same = on_path and os.path.dirname(on_path) == os.path.dirname(sys.executable)  # one environment, not one file
+    python = "python" if same else short(sys.executable)
+    return shlex.join([python, short(script), *(str(a) for a in arguments)])
+
+
+def short(path: str | os.PathLike[str]) -> str:
+    """The path relative to the current folder if it is inside it, else absolute."""
+    absolute, here = pathlib.Path(os.path.abspath(path)), pathlib.Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)

@@ -1,0 +1,214 @@
+"""Diffusion on pixels, as the deck begins: a U-Net, a noise schedule, and what the U-Net predicts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from tinydiff import checkpoint
+from tinydiff.autograd import Tensor
+from tinydiff.backend import Array, to_device, to_numpy
+from tinydiff.diffusion import (
+    Schedule,
+    classifier_free,
+    ddim,
+    ddpm,
+    denoiser,
+    draw_t,
+    min_snr_weight,
+    simple_loss,
+)
+from tinydiff.image import PathLike
+from tinydiff.nn import Module, UNet, UNetConfig
+from tinydiff.rng import Rng
+
+SCHEDULES = {"linear": Schedule.linear, "cosine": Schedule.cosine}
+TARGETS = ("eps", "x0", "v")
+WEIGHTINGS = ("plain", "min-snr")
+SAMPLERS = ("ddim", "ddpm")
+
+
+@dataclass(frozen=True)
+class PixelDiffusionConfig:
+    """What a PixelDiffusion is made of.
+
+    unet: the network's sizes; with unet.classes it can be told what to draw. size: height and width of the images,
+    in pixels. T: the number of diffusion steps. schedule: "linear" (E6) or "cosine" (E7). target: what the network
+    outputs, "eps" as in the deck, "x0" or "v" (E15). weighting: "plain" (E17) or "min-snr" (Hang et al. 2023), which
+    keeps the many easy steps from drowning the others. label_drop: the share of labels hidden in training, so that
+    guidance has an unconditional model to move away from (E35). class_names: one for each class. stratified: cut
+    1..T into as many equal parts as there are images and draw one t from each: the same on average, with less chance.
+
+    Raises ValueError for a name that is not among these, or unless there are as many class names as classes.
+    """
+
+    unet: UNetConfig
+    size: tuple[int, int] = (28, 28)
+    T: int = 1000
+    schedule: str = "cosine"
+    target: str = "v"
+    weighting: str = "plain"
+    label_drop: float = 0.1
+    class_names: tuple[str, ...] = ()
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("schedule", self.schedule, SCHEDULES),
+            ("target", self.target, TARGETS),
+            ("weighting", self.weighting, WEIGHTINGS),
+        ):
+            if value not in known:
+                raise ValueError(f"the {name} must be one of {', '.join(known)}, got {value!r}")
+        if not 0 <= self.label_drop <= 1:
+            raise ValueError(f"the share of hidden labels must be in [0, 1], got {self.label_drop}")
+        factor = self.unet.patch * 2 ** (len(self.unet.multipliers) - 1)
+        if min(self.size) < 1 or any(pixels % factor for pixels in self.size):
+            raise ValueError(
+                f"a U-Net of {len(self.unet.multipliers)} levels on patches of {self.unet.patch} takes images whose "
+                f"height and width {factor} divides, got {self.size[0]} x {self.size[1]}"
+            )
+        if len(self.class_names) != (self.unet.classes or 0):
+            raise ValueError(f"{self.unet.classes or 0} classes need as many names, got {self.class_names}")
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """The configuration that dataclasses.asdict turned into these fields, tuples having become lists in JSON."""
+        return cls(**_tuples(fields) | {"unet": UNetConfig(**_tuples(fields["unet"]))})
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+class PixelDiffusion(Module):
+    """A U-Net that turns noise into images: its training loss (Algorithm 1) and its samplers.
+
+    Called as model(x_t, t, label) it gives the network's output, eps, x_0 or v as its configuration says.
+    """
+
+    kind = "pixel-diffusion"
+
+    def __init__(self, config: PixelDiffusionConfig, rng: Rng):
+        self.config = config
+        self.unet = UNet(config.unet, rng)
+        self.schedule = SCHEDULES[config.schedule](config.T)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Self:
+        """The model in a training run's checkpoint, with the averaged weights (EMA), ready to sample.
+
+        path: the checkpoint, or the folder it is in. Raises CheckpointError if it cannot be read.
+        """
+        arrays, meta = checkpoint.load(path, cls.kind)
+        model = cls(PixelDiffusionConfig.from_dict(meta["config"]), Rng(0))
+        model.load_state_dict(checkpoint.part("ema", arrays))
+        return model.eval()
+
+    def __call__(self, x_t: Array, t: Array, label: Array | None = None, rng: Rng | None = None) -> Tensor:
+        """The network's output for x_t (B, H, W, C) at the times t (B,); a label of -1, or None, is no label."""
+        x = Tensor(x_t)
+        return self.unet(x, to_device(t, x.device), None if label is None else to_device(label, x.device), rng=rng)
+
+    def loss(self, x_0: Array, rng: Rng, label: Array | None = None) -> Tensor:
+        """One draw of the training loss, the inner lines of Algorithm 1 (E17, E18; Ho et al. 2020, eq. 14).
+
+            t ~ Uniform({1, ..., T}),  eps ~ N(0, I),  x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
+            L = || eps - eps_theta(x_t, t) ||²
+
+        averaged over batch and pixels; for another target or weighting as `simple_loss` says.
+        x_0: (B, H, W, C), float32 in [-1, 1]. label: (B,) whole numbers, if the model has classes. rng: the stream of
+        this step. Raises ValueError for labels out of range, missing or not wanted.
+        """
+        target = self.config.target
+        label = self._hide_some(self._checked(label, len(x_0)), rng.at(2))
+
+        t = self._times(rng.at(0), len(x_0))
+        eps = rng.at(1).normal_like(x_0)
+        weight = min_snr_weight(t, self.schedule, target=target) if self.config.weighting == "min-snr" else None
+        return simple_loss(
+            lambda x_t, t: self(x_t, t, label, rng.at(3)), x_0, t, eps, self.schedule, target=target, weight=weight
+        )
+
+    def sample(
+        self,
+        n: int,
+        rng: Rng,
+        *,
+        sampler: str = "ddim",
+        steps: int | None = None,
+        guidance: float = 1.0,
+        label: int | np.ndarray | None = None,
+    ) -> Iterator[Array]:
+        """Draw n images from noise, yielding x_T first, then each state down to x_0 (E19; Algorithm 2).
+
+        sampler: "ddpm", Algorithm 2, or "ddim", which draws no noise on the way. steps: 1..T; by default all T for
+        "ddpm", and 50 for "ddim"; "ddpm" in fewer than T is DDIM's formula with eta = 1. guidance: s of E35, 1 is none.
+        label: the class, or one for each image; a model with classes that is told none draws them uniformly.
+        Each state is (n, H, W, C), float32, x_0 in [-1, 1]. Equal rng, equal x_T, whatever the sampler and steps.
+        Raises ValueError for another sampler, steps outside 1..T, a label out of range, and for a label or guidance
+        asked of a model without classes.
+        """
+        classes = self.config.unet.classes
+        steps = self.sampling_steps(sampler, steps)
+        if n < 1:
+            raise ValueError(f"the number of images must be at least 1, got {n}")
+        if guidance != 1 and classes is None:
+            raise ValueError(f"guidance {guidance} needs a model with classes; this one was trained without labels")
+        if label is None and classes is not None:
+            label = to_numpy(rng.at(2).integers(0, classes, (n,)))
+        label = self._checked(np.full(n, label) if isinstance(label, int) else label, n)
+
+        self.eval()
+        model = classifier_free(lambda x_t, t: self(x_t, t, label), lambda x_t, t: self(x_t, t, None), guidance)
+        denoise = denoiser(model, self.schedule, self.config.target)
+        x_T = rng.at(0).normal((n, *self.config.size, self.config.unet.channels))
+        if sampler == "ddpm" and steps == self.schedule.T:
+            states = ddpm(denoise, x_T, self.schedule, rng.at(1))
+        else:
+            eta = 1.0 if sampler == "ddpm" else 0.0
+            states = ddim(denoise, x_T, self.schedule, rng.at(1), steps=steps, eta=eta)
+        return itertools.chain([x_T], states)
+
+    def sampling_steps(self, sampler: str, steps: int | None = None) -> int:
+        """How many steps `sample` takes; it yields one state more. Raises ValueError as `sample` does."""
+        T = self.schedule.T
+        if sampler not in SAMPLERS:
+            raise ValueError(f"the sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+        if steps is None:
+            return T if sampler == "ddpm" else min(50, T)
+        if not 1 <= steps <= T:
+            raise ValueError(f"the number of steps must be in 1..{T}, the T of this model, got {steps}")
+        return steps
+
+    def _checked(self, label: Array | None, n: int) -> np.ndarray | None:
+        """The labels on the host, after a check of their number and range."""
+        classes = self.config.unet.classes
+        if classes is None and label is not None:
+            raise ValueError("a label was given to a model without classes")
+        if classes is None:
+            return None
+        if label is None or label.shape != (n,):
+            raise ValueError(f"{n} images need {n} labels, got {None if label is None else label.shape}")
+        label = to_numpy(label)
+        if wrong := [i for i in label.tolist() if not 0 <= i < classes]:
+            raise ValueError(f"a label must be in 0..{classes - 1}, got {wrong[0]}")
+        return label
+
+    def _times(self, rng: Rng, n: int) -> np.ndarray:
+        """n times drawn uniformly from 1..T, int64 on the host."""
+        T = self.schedule.T
+        if not self.config.stratified:
+            return draw_t(rng, n, T)
+        within = to_numpy(rng.uniform((n,), np.float64))
+        return np.minimum(1 + (T * (np.arange(n) + within) / n).astype(np.int64), T)  # the sum may round up to n
+
+    def _hide_some(self, label: np.ndarray | None, rng: Rng) -> np.ndarray | None:
+        """Replace a share of the labels by -1, no label, so that the model learns to do without (E35)."""
+        if label is None:
+            return None
+        return np.where(to_numpy(rng.uniform(label.shape)) < self.config.label_drop, -1, label)
