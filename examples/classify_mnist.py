@@ -1,6 +1,6 @@
 """Train a small convolutional network to read digits: the engine under the diffusion models is a general one.
 
-    python examples/classify_mnist.py                the 5,000 digits in the package: about half a minute, 98 % right
+    python examples/classify_mnist.py                the 5,000 digits in the package: half a minute, 97 to 98 % right
     python examples/classify_mnist.py --data full    60,000 digits to learn from, 10,000 to test on: as long, 99 % right
 
 It reports how many of the test images, which it has never seen, it reads correctly, and draws its worst mistakes.
