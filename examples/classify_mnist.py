@@ -20,6 +20,7 @@ from tinydiff.backend import Array
 from tinydiff.data import mnist
 from tinydiff.data.augment import random_shift
 from tinydiff.data.loader import Batches
+from tinydiff.files import atomic_file
 from tinydiff.nn import Conv2d, GroupNorm, Linear, Module
 from tinydiff.rng import Rng
 from tinydiff.train import Training, TrainSettings, train
@@ -146,7 +147,7 @@ def confusion(path: pathlib.Path, labels: np.ndarray, read: np.ndarray, names: t
     for (i, j), count in np.ndenumerate(counts):
         if count:
             axes.text(j, i, str(count), ha="center", va="center", color="white" if i == j else "black")
-    with image.atomic_file(path) as file:
+    with atomic_file(path) as file:
         figure.savefig(file, format="png")
 
 

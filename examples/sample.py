@@ -17,6 +17,7 @@ import pathlib
 import numpy as np
 
 from tinydiff import backend, checkpoint, cli, image
+from tinydiff.files import atomic_file
 from tinydiff.models import PixelDiffusion
 from tinydiff.models.pixel_diffusion import SAMPLERS
 from tinydiff.rng import Rng
@@ -73,7 +74,7 @@ def main() -> None:
     image.save_png(out, image.grid(x_0), scale=2)
     print(f"{options.n} samples in {out}")
     if options.save_array:
-        with image.atomic_file(options.save_array) as array_file:
+        with atomic_file(options.save_array) as array_file:
             np.savez(array_file, samples=(x_0[..., 0] + 1) / 2)
         print(f"their array, {x_0.shape[:3]} in [0, 1], in {options.save_array}")
 

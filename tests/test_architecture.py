@@ -20,9 +20,11 @@ MAY_IMPORT = {  # part: the parts of the package that it may import, beside itse
     "nn": {"ops", "autograd", "backend", "rng"},
     "optim": {"nn", "autograd", "backend"},
     "diffusion": {"ops", "autograd", "backend", "rng"},
-    "image": {"backend"},
-    "checkpoint": {"backend", "image"},
-    "data": {"backend", "rng", "image"},
+    "files": set(),
+    "image": {"backend", "files"},
+    "checkpoint": {"files"},
+    "data": {"backend", "rng", "image", "files"},
+    "workers": {"optim", "autograd", "backend"},
 }
 """models, train and what else stands on top may import all of these; nothing here may import those."""
 

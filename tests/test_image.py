@@ -133,22 +133,6 @@ def test_film_strip_refuses_nothing_to_show():
 # ------------------------------------------------------------------------------- files
 
 
-def test_atomic_file_replaces_only_when_complete(tmp_path):
-    path = tmp_path / "new" / "file"
-    with image.atomic_file(path) as file:
-        file.write(b"first")
-        assert not path.exists()
-    with image.atomic_file(path) as file:
-        file.write(b"second")
-        assert path.read_bytes() == b"first"
-    assert path.read_bytes() == b"second"
-    with pytest.raises(KeyboardInterrupt), image.atomic_file(path) as file:
-        file.write(b"half of the thi")
-        raise KeyboardInterrupt
-    assert path.read_bytes() == b"second"
-    assert [p.name for p in path.parent.iterdir()] == ["file"]
-
-
 def loss_curve(path):
     image.loss_curve(path, range(1, 4), [3.0, 2.0, 1.0])
 
@@ -163,7 +147,7 @@ WRITERS = {
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_a_file_that_cannot_be_written_is_one_clear_error(write, tmp_path):
     (tmp_path / "file").write_bytes(b"not a folder")
-    with pytest.raises(OSError, match=r"cannot write .*file/picture: (Not a directory|File exists)"):
+    with pytest.raises(OSError, match=r"cannot write .*file/picture: .*file is not a folder"):
         write(tmp_path / "file" / "picture")
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError, match=r"cannot write .*taken: "):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.image import PathLike, atomic_file
+from tinydiff.files import PathLike, atomic_file
 
 FORMAT = 1
 """The version of the format; raised when older programs could no longer read it."""

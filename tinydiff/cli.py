@@ -16,6 +16,7 @@ from tinydiff import checkpoint
 from tinydiff.backend import DeviceError
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.data.idx import DataError
+from tinydiff.files import PathLike, make_folder
 
 T = TypeVar("T")
 
@@ -60,21 +61,17 @@ def latest_folder(default: str) -> pathlib.Path:
     return max([path, *path.parent.glob(f"{path.name}-*")], key=_saved_at)
 
 
-def _saved_at(folder: str | os.PathLike[str]) -> float:
+def _saved_at(folder: PathLike) -> float:
     """When the run in a folder was last saved, in seconds since 1970; 0 if there is none."""
     path = pathlib.Path(folder) / checkpoint.NAME
     return path.stat().st_mtime if path.exists() else 0
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
+def check_writable(path: PathLike) -> None:
     """Make the folder of a file that will be written, and raise OSError now if nothing can be written there."""
-    folder = pathlib.Path(path).parent
-    for above in (folder, *folder.parents):
-        if above.exists() and not above.is_dir():
-            raise OSError(f"cannot write {path}: {above} is not a folder")
+    make_folder(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=pathlib.Path(path).parent).close()
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -86,7 +83,7 @@ def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     yield from tqdm(items, what, total, leave=False, mininterval=0.1 if sys.stderr.isatty() else 10)
 
 
-def command(script: str | os.PathLike[str], *arguments: object) -> str:
+def command(script: PathLike, *arguments: object) -> str:
     """The line that runs a script with these arguments from the current folder, ready to be copied."""
     on_path = shutil.which("python")
     same = on_path and os.path.dirname(on_path) == os.path.dirname(sys.executable)  # one environment, not one file
@@ -94,7 +91,7 @@ def command(script: str | os.PathLike[str], *arguments: object) -> str:
     return shlex.join([python, short(script), *(str(a) for a in arguments)])
 
 
-def short(path: str | os.PathLike[str]) -> str:
+def short(path: PathLike) -> str:
     """The path relative to the current folder if it is inside it, else absolute."""
     absolute, here = pathlib.Path(os.path.abspath(path)), pathlib.Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)

@@ -7,20 +7,15 @@ imported where a file is written, so that importing this module costs nothing.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tinydiff import backend
 from tinydiff.backend import Array
-
-PathLike = str | os.PathLike[str]
-
+from tinydiff.files import PathLike, atomic_file
 
 # ------------------------------------------------------------------------------- pixel values
 
@@ -95,32 +90,6 @@ def film_strip(states: Sequence[Array], columns: int = 10, rows: int = 8, gap: i
     shown = [backend.to_numpy(states[i])[:rows] for i in times]
     strip = np.stack(shown, axis=1)  # (rows, columns, H, W) or (rows, columns, H, W, C)
     return grid(strip.reshape(-1, *strip.shape[2:]), columns=len(times), gap=gap)
-
-
-# ------------------------------------------------------------------------------- files
-
-
-@contextlib.contextmanager
-def atomic_file(path: PathLike) -> Iterator[BinaryIO]:
-    """Open a file to write that takes its name only when complete: a temporary file beside it, then a rename.
-
-    A missing folder is made. If the body fails, nothing new is left and an older file at path stays as is.
-    Raises OSError, naming the path and the reason, where it cannot be written.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _picture(array: np.ndarray, scale: int) -> Any:

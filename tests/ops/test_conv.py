@@ -57,6 +57,10 @@ WAYS = [
     ((5, 8, 8, 16), (3, 3), 8, 1, 1, True),
     ((7, 16, 16, 4), (3, 3), 8, 1, 1, True),
     ((2, 13, 22, 9), (3, 3), 17, 1, 1, True),
+    ((2, 5, 4, 3), (1, 1), 2, 1, 1, True),
+    ((2, 6, 7, 2), (3, 3), 3, 2, 4, True),
+    ((2, 5, 6, 2), (2, 3), 2, 1, 2, False),
+    ((2, 6, 7, 2), (3, 2), 2, 3, 3, True),
     ((2, 4, 5, 3), (1, 1), 4, 1, 0, "each"),
     ((3, 5, 4, 2), (3, 3), 3, 1, 1, "each"),
     ((5, 9, 6, 2), (3, 3), 3, 2, 1, "each"),
@@ -110,12 +114,16 @@ def test_the_transposed_convolution_is_the_adjoint():
         ((1, 4, 4, 2), (3, 3, 3, 3), {}, r"\(1, 4, 4, 2\).*takes 3 channels, the images have 2"),
         ((1, 4, 4, 3), (3, 3, 3, 3), {"stride": 0}, "stride must be >= 1.*got 0"),
         ((1, 4, 4, 3), (3, 3, 3, 3), {"padding": -1}, "padding"),
-        ((1, 4, 4, 3), (3, 3, 3, 3), {"padding": 3}, "padding"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(op, x, weight, settings, message):
     with pytest.raises(ValueError, match=message):
         op(Tensor(np.zeros(x)), Tensor(np.zeros(weight)), **settings)
+
+
+def test_a_padding_that_leaves_nothing_is_named():
+    with pytest.raises(ValueError, match=r"conv_transpose2d\(\(1, 4, 4, 3\), .*padding of 3 leaves nothing"):
+        ops.conv_transpose2d(np.zeros((1, 4, 4, 3)), np.zeros((3, 3, 3, 3)), padding=3)
 
 
 def test_an_image_smaller_than_the_kernel_is_named():

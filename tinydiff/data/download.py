@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from tinydiff.data.idx import DataError, read_file, unpack
-from tinydiff.image import atomic_file
+from tinydiff.files import atomic_file
 
 OFFLINE = (
     "Without a network, train on the digits that come with the package (--data embedded), "

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import pathlib
 import zlib
 
 import numpy as np
+
+from tinydiff.files import PathLike
 
 
 class DataError(RuntimeError):
@@ -33,7 +34,7 @@ def unpack(content: bytes, where: str) -> bytes:
         raise DataError(f"{where} is a damaged gzip file ({len(content)} bytes): {error}") from error
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
+def read_file(path: PathLike) -> bytes:
     """The unpacked content of a file, gzip or not. Raises DataError where it cannot be read or is damaged."""
     try:
         return unpack(pathlib.Path(path).read_bytes(), str(path))

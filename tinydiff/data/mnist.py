@@ -8,7 +8,6 @@ load("some/folder")  the four IDX files in a folder, .gz or not
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from tinydiff.data import download, idx
 from tinydiff.data.idx import DataError
+from tinydiff.files import PathLike
 
 EMBEDDED = pathlib.Path(__file__).with_name("mnist_5k.npz")
 FILES = {
@@ -88,10 +88,10 @@ PUBLISHED = {
 
 
 def load(
-    source: str | os.PathLike[str] = "embedded",
+    source: PathLike = "embedded",
     split: str = "train",
     *,
-    cache: str | os.PathLike[str] | None = None,
+    cache: PathLike | None = None,
 ) -> Digits:
     """One split of a data set.
 

@@ -22,7 +22,7 @@ from tinydiff.diffusion import (
     min_snr_weight,
     simple_loss,
 )
-from tinydiff.image import PathLike
+from tinydiff.files import PathLike
 from tinydiff.nn import Module, UNet, UNetConfig
 from tinydiff.rng import Rng
 

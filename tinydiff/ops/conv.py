@@ -24,7 +24,7 @@ def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: int = 
     """y[b, i, j] = bias + Σ_uv x[b, s i + u − p, s j + v − p] · weight[u, v], zero outside the image.
 
     x: (B, H, W, C), weight: (kh, kw, C, C'), bias: (C',), or (B, C') to give each image its own, or None;
-    stride s >= 1, 0 <= padding p < kh, kw.
+    stride s >= 1, padding p >= 0.
     Gives (B, H', W', C') with H' = (H + 2p − kh) // s + 1. Raises ValueError for shapes that do not fit.
     """
     kh, kw = weight.shape[:2]
@@ -56,6 +56,8 @@ def conv_transpose2d(x: Array, weight: Array, bias: Array | None = None, *, stri
     kh, kw = weight.shape[:2]
     _check(x, weight, weight.shape[3], stride, padding)
     size = tuple((n - 1) * stride + k - 2 * padding for n, k in zip(x.shape[1:3], (kh, kw), strict=True))
+    if min(size) < 1:
+        raise ValueError(f"a padding of {padding} leaves nothing of the output")
     y = _correlate(x, _turned(weight), bias, size, 1, (kh - 1 - padding, kw - 1 - padding), stride)
 
     def vjp(g: Array) -> tuple[Any, ...]:
@@ -74,8 +76,8 @@ def _check(x: Array, weight: Array, channels: int, stride: int, padding: int) ->
         raise ValueError("images must be (B, H, W, C) and the kernel have four axes")
     if x.shape[3] != channels:
         raise ValueError(f"the kernel takes {channels} channels, the images have {x.shape[3]}")
-    if stride < 1 or not 0 <= padding < min(weight.shape[:2]):
-        raise ValueError(f"stride must be >= 1 and padding in 0..{min(weight.shape[:2]) - 1}, got {stride}, {padding}")
+    if stride < 1 or padding < 0:
+        raise ValueError(f"stride must be >= 1 and padding >= 0, got {stride} and {padding}")
 
 
 def _turned(weight: Array) -> Array:
@@ -86,15 +88,18 @@ def _turned(weight: Array) -> Array:
 class _Windows:
     """The windows of a few images, as rows of a matrix, in buffers that are used again for the next few.
 
-    The images are copied into a frame of zeros, `spread` pixels apart and `offset` from its corner; the windows are a
-    strided view of the frame, copied to be the rows of a matrix.
+    The images are copied into a frame of zeros, `spread` pixels apart and `offset` from its corner (pixels that a
+    negative offset puts outside are left out); the windows are a strided view of the frame, copied to be the rows of
+    a matrix.
     """
 
     def __init__(self, x: Array, kernel: tuple[int, int], size: Any, stride: int, offset: Any, spread: int, n: int):
         xp, (H, W, C), (kh, kw), (Ho, Wo) = array_module(x), x.shape[1:], kernel, size
         frame = xp.zeros((n, (Ho - 1) * stride + kh, (Wo - 1) * stride + kw, C), x.dtype)
-        top, left = offset
-        self.inside = frame[:, top : top + (H - 1) * spread + 1 : spread, left : left + (W - 1) * spread + 1 : spread]
+        self.top, self.left = (max(0, -(o // spread)) for o in offset)
+        rows = slice(offset[0] + self.top * spread, max(0, offset[0] + (H - 1) * spread + 1), spread)
+        columns = slice(offset[1] + self.left * spread, max(0, offset[1] + (W - 1) * spread + 1), spread)
+        self.inside = frame[:, rows, columns]
         sb, sy, sx, sc = frame.strides
         self.view = xp.lib.stride_tricks.as_strided(
             frame, (n, Ho, Wo, kh, kw, C), (sb, sy * stride, sx * stride, sy, sx, sc)
@@ -104,7 +109,7 @@ class _Windows:
     def of(self, images: Array) -> Array:
         """The windows of (n, H, W, C) images: (n H' W', kh kw C)."""
         n, (h, w) = len(images), self.inside.shape[1:3]
-        self.inside[:n] = images[:, :h, :w]
+        self.inside[:n] = images[:, self.top : self.top + h, self.left : self.left + w]
         self.rows[:n] = self.view[:n]
         return self.rows[:n].reshape(n * self.rows.shape[1] * self.rows.shape[2], -1)
 
@@ -127,7 +132,7 @@ def _correlate(
     B, (kh, kw, C, Co) = len(x), weight.shape
     xp, matrix = array_module(x, weight), weight.reshape(-1, Co)
     y = xp.empty((B, *size, Co), x.dtype)
-    if kh == kw == stride == spread == 1:
+    if kh == kw == stride == spread == 1 and offset == (0, 0):
         y = backend.matmul(x.reshape(-1, C), matrix).reshape(y.shape)
         return y if bias is None else _add_bias(y, bias)
 
@@ -160,7 +165,7 @@ def _bias_gradient(g: Array, bias: Array) -> Array:
 def _weight_gradient(x: Array, g: Array, shape: tuple[int, ...], stride: int, padding: int) -> Array:
     """Σ over images and pixels of (window of x) ⊗ (gradient of the output pixel), in the kernel's shape."""
     kh, kw, C, Co = shape
-    if kh == kw == stride == 1:
+    if kh == kw == stride == 1 and padding == 0:
         return backend.matmul_transposed(x.reshape(-1, C), g.reshape(-1, Co)).reshape(shape)
 
     def work(start: int, stop: int) -> Array:
