@@ -19,7 +19,7 @@ import numpy as np
 from tinydiff import backend, checkpoint, cli, image
 from tinydiff.files import atomic_file
 from tinydiff.models import PixelDiffusion
-from tinydiff.models.pixel_diffusion import SAMPLERS
+from tinydiff.models.pixel_diffusion import SAMPLERS, USUAL_GUIDANCE
 from tinydiff.rng import Rng
 
 
@@ -32,7 +32,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, metavar="N", help="default: 50 for ddim, all T for ddpm")
     parser.add_argument("--label", type=int, metavar="K", help="which class to draw (default: all, at random)")
     parser.add_argument(
-        "--guidance", type=float, metavar="S", help="1 is none, 3 strong (E35; default: 1.5 if the model knows classes)"
+        "--guidance",
+        type=float,
+        metavar="S",
+        help=f"1 is none, 3 strong (E35; default: {USUAL_GUIDANCE} if the model knows classes)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
@@ -55,8 +58,6 @@ def main() -> None:
         model = PixelDiffusion.load(file)
         rng = Rng(options.seed)
         sizes = [min(options.batch_size, options.n - start) for start in range(0, options.n, options.batch_size)]
-        usual = 1.5 if model.config.unet.classes else 1.0
-        guidance = usual if options.guidance is None else options.guidance
         total = model.sampling_steps(options.sampler, options.steps) + 1
         drawn = []
         for batch, size in enumerate(sizes):
@@ -65,7 +66,7 @@ def main() -> None:
                 rng.at(batch),
                 sampler=options.sampler,
                 steps=options.steps,
-                guidance=guidance,
+                guidance=options.guidance,
                 label=options.label,
             )
             *_, x_0 = cli.progress(states, f"batch {batch + 1} of {len(sizes)}", total)

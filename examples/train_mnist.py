@@ -242,8 +242,7 @@ def draw(model: PixelDiffusion, rng: Rng, n: int, steps: int) -> Iterator[np.nda
     """The states of n samples from x_T to x_0, each (n, H, W, 1); a model with classes draws them in turn."""
     classes = model.config.unet.classes
     label = None if classes is None else np.arange(n) % classes
-    guidance = 1.0 if classes is None else 1.5
-    states = model.sample(n, rng, steps=steps, guidance=guidance, label=label)
+    states = model.sample(n, rng, steps=steps, label=label)
     return (backend.to_numpy(x) for x in states)
 
 

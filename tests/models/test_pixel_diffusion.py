@@ -10,6 +10,7 @@ from tests.helpers import assert_close
 from tinydiff import Rng, Tensor, backend, checkpoint
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
+from tinydiff.models.pixel_diffusion import USUAL_GUIDANCE
 from tinydiff.nn import Module, UNetConfig
 from tinydiff.train import Training, TrainSettings, train
 
@@ -144,14 +145,20 @@ def test_sampling_records_nothing_and_leaves_dropout_out():
     assert model.loss(first, Rng(1)).item() != model.eval().loss(first, Rng(1)).item()
 
 
+@pytest.mark.parametrize(("config", "usual"), [(PLAIN, 1.0), (LABELLED, USUAL_GUIDANCE)])
+def test_usual_guidance(config, usual):
+    model = awake(config)
+    assert np.array_equal(*([*model.sample(2, Rng(4), steps=3, guidance=s)][-1] for s in (None, usual)))
+
+
 def test_labels_asked_for_and_drawn():
     model = stubbed(LABELLED)
     for asked, seen in ((2, [2] * 5), (np.array([0, 1, 2, 1, 0]), [0, 1, 2, 1, 0])):
         model.unet.asked.clear()
-        list(model.sample(5, Rng(0), steps=2, label=asked))
+        list(model.sample(5, Rng(0), steps=2, label=asked, guidance=1))
         assert [label.tolist() for _, _, label in model.unet.asked] == [seen, seen]
     model.unet.asked.clear()
-    list(model.sample(3000, Rng(0), steps=1))
+    list(model.sample(3000, Rng(0), steps=1, guidance=1))
     counts = np.bincount(model.unet.asked[0][2], minlength=3)
     assert np.abs(counts - 1000).max() < 5 * 1000**0.5
 

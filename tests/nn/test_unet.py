@@ -330,6 +330,7 @@ def test_conditions_that_do_not_fit_are_refused(name, arguments, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"base": 5, "groups": 5}, r"base \(5\) must be even"),
         ({"base": 12}, r"groups \(8\) must divide base \(12\)"),
         ({"attention": (3,)}, r"levels that attend must be in 0\.\.2, got \(3,\)"),
         ({"attention": (-1,)}, r"levels that attend must be in 0\.\.2, got \(-1,\)"),

@@ -30,6 +30,8 @@ SCHEDULES = {"linear": Schedule.linear, "cosine": Schedule.cosine}
 TARGETS = ("eps", "x0", "v")
 WEIGHTINGS = ("plain", "min-snr")
 SAMPLERS = ("ddim", "ddpm")
+USUAL_GUIDANCE = 1.5
+"""Enough for a model trained for minutes to draw what it is asked for, little enough to keep its samples varied."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +143,15 @@ class PixelDiffusion(Module):
         *,
         sampler: str = "ddim",
         steps: int | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         label: int | np.ndarray | None = None,
     ) -> Iterator[Array]:
         """Draw n images from noise, yielding x_T first, then each state down to x_0 (E19; Algorithm 2).
 
         sampler: "ddpm", Algorithm 2, or "ddim", which draws no noise on the way. steps: 1..T; by default all T for
-        "ddpm", and 50 for "ddim"; "ddpm" in fewer than T is DDIM's formula with eta = 1. guidance: s of E35, 1 is none.
-        label: the class, or one for each image; a model with classes that is told none draws them uniformly.
+        "ddpm", and 50 for "ddim"; "ddpm" in fewer than T is DDIM's formula with eta = 1. guidance: s of E35; 1
+        is none, the default for a model without classes; with classes it is USUAL_GUIDANCE. label: the class, or one
+        for each image; a model with classes that is told none draws them uniformly.
         Each state is (n, H, W, C), float32, x_0 in [-1, 1]. Equal rng, equal x_T, whatever the sampler and steps.
         Raises ValueError for another sampler, steps outside 1..T, a label out of range, and for a label or guidance
         asked of a model without classes.
@@ -157,6 +160,8 @@ class PixelDiffusion(Module):
         steps = self.sampling_steps(sampler, steps)
         if n < 1:
             raise ValueError(f"the number of images must be at least 1, got {n}")
+        if guidance is None:
+            guidance = 1.0 if classes is None else USUAL_GUIDANCE
         if guidance != 1 and classes is None:
             raise ValueError(f"guidance {guidance} needs a model with classes; this one was trained without labels")
         if label is None and classes is not None:

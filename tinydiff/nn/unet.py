@@ -49,6 +49,8 @@ class UNetConfig:
             raise ValueError(f"a U-Net needs at least one level, and sizes of at least 1, got {self}")
         if any(not 0 <= level < len(self.multipliers) for level in self.attention):
             raise ValueError(f"levels that attend must be in 0..{len(self.multipliers) - 1}, got {self.attention}")
+        if self.base % 2:
+            raise ValueError(f"base ({self.base}) must be even: a time has as many sines as cosines")
         if self.base % self.groups:
             raise ValueError(f"groups ({self.groups}) must divide base ({self.base})")
 
