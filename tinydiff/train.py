@@ -186,33 +186,39 @@ def train(
     steps = training.settings.steps
     checkpoint.remove_leftovers(training.path)
     workers = training.workers(loss_at, rng, batch_size)
-    quiet = np.errstate(over="ignore", invalid="ignore")  # what is not finite is reported below, with its step
-    with quiet, workers, _interrupts() as stopped, _progress(training, batch_size) as show:
+    with _finite(training), workers, _interrupts() as stopped, _progress(training, batch_size) as show:
         if training.step == 0:
             training.save()
             _show(training, preview)
         saved = time.monotonic()
-        try:
-            for step in range(training.step + 1, steps + 1):
-                training.model.train()
-                training.advance(workers.backward(step))
-                show()
-                if step == steps or stopped.is_set() or time.monotonic() - saved >= save_every:
-                    training.save()
-                    saved = time.monotonic()
-                if stopped.is_set():
-                    break
-                if step == steps or (preview_every and step % preview_every == 0):
-                    _show(training, preview)
-        except FloatingPointError as error:
-            raise FloatingPointError(
-                f"{error}; training stopped, the last good checkpoint is {training.path}; "
-                "a smaller learning rate often helps"
-            ) from None
+        for step in range(training.step + 1, steps + 1):
+            training.model.train()
+            training.advance(workers.backward(step))
+            show()
+            if step == steps or stopped.is_set() or time.monotonic() - saved >= save_every:
+                training.save()
+                saved = time.monotonic()
+            if stopped.is_set():
+                break
+            if step == steps or (preview_every and step % preview_every == 0):
+                _show(training, preview)
     if stopped.is_set():
         raise KeyboardInterrupt(
             f"stopped after step {training.step} of {steps} and saved {training.path}; resume with:\n  {resume_with}"
         )
+
+
+@contextlib.contextmanager
+def _finite(training: Training) -> Iterator[None]:
+    """Leave numbers that are not finite to the loop's own check, and add to its error what can be done."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{error}; training stopped, the last good checkpoint is {training.path}; "
+            "a smaller learning rate often helps"
+        ) from None
 
 
 def _show(training: Training, preview: Callable[[int], None] | None) -> None:
