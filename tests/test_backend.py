@@ -1,5 +1,7 @@
 """Devices, moves between them, and the sharing of work among cores, which must change no result."""
 
+import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -160,6 +162,23 @@ def test_the_number_of_workers_is_the_users(variables, expected, monkeypatch):
     assert backend._available_cores() == expected
 
 
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_blas_keeps_to_one_thread_beside_ours(threads):
+    folder = pathlib.Path(np.__file__).parents[1] / "numpy.libs"
+    libraries = [str(path) for path in folder.glob("*openblas*")]
+    if not libraries:
+        pytest.skip("this NumPy does not carry its own OpenBLAS")
+    program = (
+        "import ctypes, sys; from tinydiff import backend; backend.cores(); "
+        "print(*[ctypes.CDLL(path).scipy_openblas_get_num_threads64_() for path in sys.argv[1:]])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment["TINYDIFF_THREADS"] = threads
+    line = [sys.executable, "-c", program, *libraries]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"1"}
+
+
 # --------------------------------------------------------------------------------------- matrix products
 
 SMALL = [((3, 4), (4, 2)), ((2, 3, 4), (4, 5)), ((4,), (4, 2)), ((2, 0), (0, 3)), ((0, 4), (4, 3))]
@@ -268,6 +287,13 @@ def test_blocks_of_arrays_with_gaps(order, workers):
     }[order]
     assert_close(swish(x), x / (1 + np.exp(-x)))
     out = np.zeros((700, 2000), np.float32)[:, ::2] if order == "backwards" else np.zeros(x.shape[::-1], np.float32).T
+    assert swish(x, out=out) is out
+    assert_close(out, x / (1 + np.exp(-x)))
+
+
+def test_results_of_an_array_without_gaps_may_go_to_one_with_gaps(workers):
+    x = RNG.normal(size=(700, 1000)).astype(np.float32)
+    out = np.zeros((700, 2000), np.float32)[:, ::2]
     assert swish(x, out=out) is out
     assert_close(out, x / (1 + np.exp(-x)))
 

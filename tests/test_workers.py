@@ -85,10 +85,21 @@ def test_a_failure_in_another_process_is_reported(capfd):
 
     with (
         Workers(optimiser, fails_elsewhere, BATCH, 2) as workers,
-        pytest.raises(RuntimeError, match="a process that shared the work ended"),
+        pytest.raises(ChildProcessError, match="a process that shared the work ended"),
     ):
         workers.backward(1)
     assert "no such digit" in capfd.readouterr().err
+
+
+@forks
+def test_a_killed_process_is_reported_at_the_next_step():
+    _, optimiser, loss = problem()
+    with Workers(optimiser, loss, BATCH, 2) as workers:
+        workers.backward(1)
+        workers.processes[0].kill()
+        workers.processes[0].join()
+        with pytest.raises(ChildProcessError, match="a process that shared the work ended"):
+            workers.backward(2)
 
 
 KILLED = """

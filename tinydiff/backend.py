@@ -185,10 +185,8 @@ def _pool() -> tuple[int, ThreadPoolExecutor | None]:
     """
     workers = _available_cores()
     _keep_freed_memory()
-    if workers == 1:
-        return 1, None
     _set_blas_threads(1)
-    return workers, ThreadPoolExecutor(workers - 1, thread_name_prefix="tinydiff")
+    return workers, ThreadPoolExecutor(workers - 1, thread_name_prefix="tinydiff") if workers > 1 else None
 
 
 def _set_blas_threads(n: int) -> None:
@@ -338,8 +336,9 @@ def _run_blocked(formula: Callable[..., Any], args: tuple[Any, ...], out: Any) -
     size = int(np.prod(shape))
     if size <= BLOCK:
         return _write(formula(np, *args), out)
-    flat = all(np.ndim(a) == 0 or (a.shape == shape and a.flags.c_contiguous) for a in args)
-    if flat and (out is None or all(o.flags.c_contiguous for o in _as_tuple(out))):
+    given = (*args, *(() if out is None else _as_tuple(out)))
+    flat = all(np.ndim(a) == 0 or (a.shape == shape and a.flags.c_contiguous) for a in given)
+    if flat:
         args = tuple(a if np.ndim(a) == 0 else a.reshape(-1) for a in args)
     rows = size if flat else shape[0]
     step = max(1, BLOCK * rows // size)

@@ -10,7 +10,6 @@ the gradients is the gradient of the batch:
 
 from __future__ import annotations
 
-import math
 import mmap
 import multiprocessing
 import signal
@@ -68,9 +67,10 @@ class Workers:
         self._others: list[tuple[Connection, Array]] = []
 
     def __enter__(self) -> Self:
-        if self.count > 1:
-            self.optimiser.move_to(_shared_like(self.optimiser.vector))
-        context = multiprocessing.get_context("fork") if self.count > 1 else multiprocessing
+        if self.count == 1:
+            return self
+        self.optimiser.move_to(_shared_like(self.optimiser.vector))
+        context = multiprocessing.get_context("fork")
         for index in range(1, self.count):
             ours, theirs = context.Pipe()
             gradient = _shared_like(self.optimiser.vector)
@@ -93,19 +93,23 @@ class Workers:
     def backward(self, step: int) -> float:
         """Leave the gradient of this step's loss in the parameters' `.grad`, and return the loss.
 
-        Raises RuntimeError if another process ended.
+        Raises ChildProcessError if another process ended.
         """
         if self.count == 1:
             return self._backward_share(step, Share())
+        try:
+            return self._backward_shares(step)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise ChildProcessError("a process that shared the work ended; if it said why, it stands above") from None
+
+    def _backward_shares(self, step: int) -> float:
+        """Set all processes to work, then add up what they found."""
         for connection, _ in self._others:
             connection.send(step)
         with backend.one_thread():
             value = self._backward_share(step, Share(0, self.count))
         for connection, gradient in self._others:
-            try:
-                value += connection.recv()
-            except EOFError:
-                raise RuntimeError("a process that shared the work ended; its message stands above") from None
+            value += connection.recv()
             for p, piece in self.optimiser.pieces(gradient):
                 p.grad = piece.reshape(p.shape).copy() if p.grad is None else p.grad + piece.reshape(p.shape)
         return value
@@ -137,4 +141,4 @@ class Workers:
 
 def _shared_like(vector: np.ndarray) -> np.ndarray:
     """Zeros like a vector, in memory that this process and those it forks both see."""
-    return np.frombuffer(mmap.mmap(-1, max(1, vector.nbytes)), vector.dtype, math.prod(vector.shape))
+    return np.frombuffer(mmap.mmap(-1, max(1, vector.nbytes)), vector.dtype, vector.size)

@@ -53,7 +53,7 @@ def _group_norm_vjp(g: Array, x: Array, gamma: Array, beta: Array, moments: Arra
             centred = xp.subtract(images[block], _spread(mean, images), out=dx[block])
             dz = g_images[block]
             if silu:
-                dz = _silu_vjp(dz, _affine(centred, rstd * gamma, beta + 0 * mean, factor=0.5))
+                dz = _silu_vjp(dz, _affine(centred, rstd * gamma, xp.broadcast_to(beta, mean.shape), factor=0.5))
             dz_mean, dz_x_mean = _pixel_mean(dz, C), _pixel_mean(dz * centred, C) * rstd
             d_affine += xp.stack([dz_x_mean.sum(axis=0), dz_mean.sum(axis=0)])
             _affine(
