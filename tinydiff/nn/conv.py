@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.nn.init import fan_in_normal
-from tinydiff.nn.module import Module, Parameter
+from tinydiff.nn.init import constant, fan_in_normal
+from tinydiff.nn.module import Module
 from tinydiff.rng import Rng
 
 
@@ -29,7 +29,7 @@ class Conv2d(Module):
     ):
         self.stride, self.padding = stride, (kernel - 1) // 2 if padding is None else padding
         self.weight = fan_in_normal((kernel, kernel, inputs, outputs), kernel * kernel * inputs, rng, zero)
-        self.bias = Parameter(self.weight.data[0, 0, 0] * 0)
+        self.bias = constant(0, outputs, rng.device)
 
     def __call__(self, x: Tensor, image_bias: Tensor | None = None) -> Tensor:
         bias = self.bias if image_bias is None else self.bias + image_bias

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.nn.init import fan_in_normal
-from tinydiff.nn.module import Module, Parameter
+from tinydiff.nn.init import constant, fan_in_normal
+from tinydiff.nn.module import Module
 from tinydiff.rng import Rng
 
 
@@ -17,7 +17,7 @@ class Linear(Module):
 
     def __init__(self, inputs: int, outputs: int, rng: Rng, *, bias: bool = True, zero: bool = False):
         self.weight = fan_in_normal((inputs, outputs), inputs, rng, zero)
-        self.bias = Parameter(self.weight.data[0] * 0) if bias else None
+        self.bias = constant(0, outputs, rng.device) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias) if self.bias is not None else ops.linear(x, self.weight)

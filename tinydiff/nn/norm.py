@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import to_device
-from tinydiff.nn.module import Module, Parameter
+from tinydiff.nn.init import constant
+from tinydiff.nn.module import Module
 
 
 class GroupNorm(Module):
@@ -20,8 +18,8 @@ class GroupNorm(Module):
         if channels % groups:
             raise ValueError(f"the number of groups must divide the number of channels, got {groups} and {channels}")
         self.groups, self.silu = groups, silu
-        self.gamma = Parameter(to_device(np.ones(channels, np.float32)))
-        self.beta = Parameter(to_device(np.zeros(channels, np.float32)))
+        self.gamma = constant(1, channels)
+        self.beta = constant(0, channels)
 
     def __call__(self, x: Tensor) -> Tensor:
         return ops.group_norm(x, self.gamma, self.beta, groups=self.groups, silu=self.silu)
@@ -31,8 +29,8 @@ class LayerNorm(Module):
     """LayerNorm of (..., channels) along the last axis."""
 
     def __init__(self, channels: int):
-        self.gamma = Parameter(to_device(np.ones(channels, np.float32)))
-        self.beta = Parameter(to_device(np.zeros(channels, np.float32)))
+        self.gamma = constant(1, channels)
+        self.beta = constant(0, channels)
 
     def __call__(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.gamma, self.beta)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array
@@ -112,8 +114,7 @@ class UNet(Module):
         self._check(x, t, label, context)
         emb = self.time(t)
         if self.label is not None:
-            none = t.astype(int) * 0 - 1
-            emb = emb + self.label((none if label is None else label) + 1)
+            emb = emb + self.label((np.full(len(x), -1) if label is None else label) + 1)
         emb = ops.silu(emb)
 
         h = ops.space_to_depth(x, factor=self.config.patch) if self.config.patch > 1 else x
