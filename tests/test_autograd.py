@@ -411,3 +411,10 @@ def test_a_gradient_nobody_wants_is_not_computed():
 
     product(leaf(1.0), Tensor([2.0])).sum().backward()
     product(leaf(1.0), 2.0).sum().backward()
+
+
+def test_a_tensor_does_not_become_an_array_unasked():
+    x = Tensor(np.ones(3, np.float32), requires_grad=True)
+    with pytest.raises(TypeError, match=r"use \.numpy\(\)"):
+        np.asarray(x)
+    assert isinstance(np.ones(3, np.float32) * x, Tensor)

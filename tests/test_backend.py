@@ -162,6 +162,18 @@ def test_the_number_of_workers_is_the_users(variables, expected, monkeypatch):
     assert backend._available_cores() == expected
 
 
+def test_a_piece_may_itself_share_work():
+    """In a process of its own: pieces that wait for each other would wait for ever."""
+    program = (
+        "from tinydiff import backend; "
+        "print(*backend.parallel(lambda a, b: len(backend.parallel(lambda c, d: None, 8)), 8))"
+    )
+    environment = {**os.environ, "TINYDIFF_THREADS": "2"}
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.split() == ["1", "1"]
+
+
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_blas_keeps_to_one_thread_beside_ours(threads):
     folder = pathlib.Path(np.__file__).parents[1] / "numpy.libs"
