@@ -343,3 +343,18 @@ def test_the_package_imports_nothing_heavy():
     assert "numpy" in loaded
     heavy = {"cupy", "matplotlib", "PIL", "tqdm", "urllib3", "requests", "http", "scipy", "pandas", "torch", "pytest"}
     assert not heavy & set(loaded)
+
+
+def test_more_pieces_than_cores_cover_the_range_in_order():
+    pieces = backend.parallel(lambda start, stop: list(range(start, stop)), 101, pieces_per_core=4)
+    assert [i for piece in pieces for i in piece] == list(range(101))
+    assert len(pieces) == (4 * backend.cores() if backend.cores() > 1 else 1)
+
+
+def test_an_error_in_any_piece_reaches_the_caller():
+    def work(start, stop):
+        if stop == 101:
+            raise RuntimeError("the last piece fails")
+
+    with pytest.raises(RuntimeError, match="last piece"):
+        backend.parallel(work, 101, pieces_per_core=4)

@@ -230,25 +230,34 @@ def cores() -> int:
     return _pool()[0]
 
 
-def parallel(work: Callable[[int, int], Any], n: int, grain: int = 1, on: Array | None = None) -> list[Any]:
-    """Call work(start, stop) on consecutive pieces of range(n), one piece a core, and return the results in order.
+def parallel(
+    work: Callable[[int, int], Any], n: int, grain: int = 1, on: Array | None = None, pieces_per_core: int = 1
+) -> list[Any]:
+    """Call work(start, stop) on consecutive pieces of range(n), shared among the cores; gives the results in order.
 
-    grain: no piece is smaller than this many items, so that small jobs stay on one core. on: an array the work is
-    done on; a CUDA device takes the whole range as one piece. The pieces depend only on n, grain and the number of
-    cores, so that sums over them are the same from run to run.
+    grain: a core gets no fewer than this many items, so that small jobs stay on one. on: an array the work is done on;
+    a CUDA device takes the whole range as one piece. pieces_per_core: with more than one, a core that is slowed down
+    leaves pieces to the others. The pieces depend only on n, grain and the number of cores, so that sums over them are
+    the same from run to run.
     """
     alone = _alone.get() or (on is not None and _is_foreign(on))
     workers, pool = (1, None) if alone else _pool()
-    pieces = max(1, min(workers, n // grain))
-    if pieces == 1 or pool is None:
+    workers = max(1, min(workers, n // grain))
+    if workers == 1 or pool is None:
         return [work(0, n)]
+    pieces = min(n, workers * pieces_per_core)
+    results, numbers = [None] * pieces, iter(range(pieces))
 
-    def piece(i: int) -> Any:
+    def take_pieces() -> None:
         with one_thread():  # a piece that waited for other pieces of its own could wait for ever
-            return work(n * i // pieces, n * (i + 1) // pieces)
+            for i in numbers:
+                results[i] = work(n * i // pieces, n * (i + 1) // pieces)
 
-    futures = [pool.submit(piece, i) for i in range(1, pieces)]
-    return [piece(0), *(future.result() for future in futures)]
+    futures = [pool.submit(take_pieces) for _ in range(workers - 1)]
+    take_pieces()
+    for future in futures:
+        future.result()
+    return results
 
 
 def items_per_block(x: Array, bytes_per_item: int) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.ops.case import Case, check_gradients, check_values, each
 from tinydiff import Tensor, ops
+from tinydiff.ops._correlation import _AT, _BT, _G, Windows, Winograd, choose_way
 
 
 def convolved(x, weight, bias=None, stride=1, padding=0):
@@ -64,6 +65,13 @@ WAYS = [
     ((2, 4, 5, 3), (1, 1), 4, 1, 0, "each"),
     ((3, 5, 4, 2), (3, 3), 3, 1, 1, "each"),
     ((5, 9, 6, 2), (3, 3), 3, 2, 1, "each"),
+    # these are Winograd's in float32 on the CPU
+    ((1, 1, 1, 16), (3, 3), 16, 1, 1, True),
+    ((3, 6, 8, 16), (3, 3), 17, 1, 1, "each"),
+    ((2, 5, 7, 17), (3, 3), 16, 1, 0, False),
+    ((2, 4, 6, 16), (3, 3), 16, 1, 2, True),
+    ((2, 6, 8, 16), (3, 3), 16, 1, 3, True),
+    ((9, 20, 21, 16), (3, 3), 16, 1, 1, True),
 ]  # fmt: skip
 
 
@@ -134,3 +142,26 @@ def test_an_image_smaller_than_the_kernel_is_named():
 def test_a_bias_of_another_length_is_named():
     with pytest.raises(ValueError, match=r"conv2d\(\(1, 4, 4, 1\), \(3, 3, 1, 2\), \(3,\)\)"):
         ops.conv2d(np.zeros((1, 4, 4, 1)), np.zeros((3, 3, 1, 2)), np.zeros(3))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8, 64), (2, 7, 14, 32), (1, 32, 32, 16)])
+def test_winograds_way_is_as_exact_as_the_direct_one(shape):
+    """Against float64, which always goes the direct way: value and both gradients to 1e-5 of the largest element."""
+    rng = np.random.default_rng(0)
+    arrays = rng.normal(size=shape), rng.normal(size=(3, 3, shape[3], 48)), rng.normal(size=(*shape[:3], 48))
+    results = []
+    for dtype, way in [(np.float32, Winograd), (np.float64, Windows)]:
+        x, weight, g = (a.astype(dtype) for a in arrays)
+        assert choose_way(x, weight.shape, 1, 1) is way
+        x, weight = Tensor(x, requires_grad=True), Tensor(weight, requires_grad=True)
+        y = ops.conv2d(x, weight, padding=1)
+        y.backward(g)
+        results.append((y.data, x.grad, weight.grad))
+    for ours, exact in zip(*results, strict=True):
+        assert np.abs(ours - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+def test_the_matrices_are_those_of_winograds_formula():
+    """Aᵀ [(G w) ⊙ (Bᵀ d)] is d filtered by w, for every d and w, since it is for all of a basis."""
+    for d, w in itertools.product(np.eye(6, dtype=np.float32), np.eye(3, dtype=np.float32)):
+        assert np.allclose(_AT @ ((_G @ w) * (_BT @ d)), np.correlate(d, w), atol=1e-6)

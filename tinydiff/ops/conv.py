@@ -17,6 +17,7 @@ from typing import Any
 from tinydiff import backend
 from tinydiff.autograd import op
 from tinydiff.backend import Array, array_module
+from tinydiff.ops._correlation import blocks, choose_way
 
 
 @op
@@ -85,40 +86,6 @@ def _turned(weight: Array) -> Array:
     return weight[::-1, ::-1].swapaxes(2, 3)
 
 
-class _Windows:
-    """The windows of a few images, as rows of a matrix, in buffers that are used again for the next few.
-
-    The images are copied into a frame of zeros, `spread` pixels apart and `offset` from its corner (pixels that a
-    negative offset puts outside are left out); the windows are a strided view of the frame, copied to be the rows of
-    a matrix.
-    """
-
-    def __init__(self, x: Array, kernel: tuple[int, int], size: Any, stride: int, offset: Any, spread: int, n: int):
-        xp, (H, W, C), (kh, kw), (Ho, Wo) = array_module(x), x.shape[1:], kernel, size
-        frame = xp.zeros((n, (Ho - 1) * stride + kh, (Wo - 1) * stride + kw, C), x.dtype)
-        self.top, self.left = (max(0, -(o // spread)) for o in offset)
-        rows = slice(offset[0] + self.top * spread, max(0, offset[0] + (H - 1) * spread + 1), spread)
-        columns = slice(offset[1] + self.left * spread, max(0, offset[1] + (W - 1) * spread + 1), spread)
-        self.inside = frame[:, rows, columns]
-        sb, sy, sx, sc = frame.strides
-        self.view = xp.lib.stride_tricks.as_strided(
-            frame, (n, Ho, Wo, kh, kw, C), (sb, sy * stride, sx * stride, sy, sx, sc)
-        )
-        self.rows = xp.empty(self.view.shape, x.dtype)
-
-    def of(self, images: Array) -> Array:
-        """The windows of (n, H, W, C) images: (n H' W', kh kw C)."""
-        n, (h, w) = len(images), self.inside.shape[1:3]
-        self.inside[:n] = images[:, self.top : self.top + h, self.left : self.left + w]
-        self.rows[:n] = self.view[:n]
-        return self.rows[:n].reshape(n * self.rows.shape[1] * self.rows.shape[2], -1)
-
-
-def _block(x: Array, size: Any, kernel_size: int) -> int:
-    """How many images to work on at once."""
-    return backend.items_per_block(x, size[0] * size[1] * kernel_size * x.shape[3] * x.dtype.itemsize)
-
-
 def _correlate(
     x: Array,
     weight: Array,
@@ -130,22 +97,21 @@ def _correlate(
 ) -> Array:
     """The windows of x times the kernel, plus the bias: (B, *size, C')."""
     B, (kh, kw, C, Co) = len(x), weight.shape
-    xp, matrix = array_module(x, weight), weight.reshape(-1, Co)
-    y = xp.empty((B, *size, Co), x.dtype)
+    y = array_module(x, weight).empty((B, *size, Co), x.dtype)
     if kh == kw == stride == spread == 1 and offset == (0, 0):
-        y = backend.matmul(x.reshape(-1, C), matrix).reshape(y.shape)
+        y = backend.matmul(x.reshape(-1, C), weight.reshape(C, Co)).reshape(y.shape)
         return y if bias is None else _add_bias(y, bias)
 
-    def work(start: int, stop: int) -> None:
-        n = min(_block(x, size, kh * kw), stop - start)
-        windows = _Windows(x, (kh, kw), size, stride, offset, spread, n)
-        for i in range(start, stop, n):
-            j = min(i + n, stop)
-            xp.matmul(windows.of(x[i:j]), matrix, out=y[i:j].reshape(-1, Co))
-            if bias is not None:
-                _add_bias(y[i:j], bias if bias.ndim == 1 else bias[i:j])
+    way = choose_way(x, weight.shape, stride, spread)
+    kernel = way.kernel(weight)
 
-    backend.parallel(work, B, on=x)
+    def work(start: int, stop: int) -> None:
+        for some, block in blocks(way, x, start, stop, weight.shape, size, stride, offset, spread):
+            block.correlate(x[some], kernel, y[some])
+            if bias is not None:
+                _add_bias(y[some], bias if bias.ndim == 1 else bias[some])
+
+    backend.parallel(work, B, on=x, pieces_per_core=4)
     return y
 
 
@@ -168,13 +134,13 @@ def _weight_gradient(x: Array, g: Array, shape: tuple[int, ...], stride: int, pa
     if kh == kw == stride == 1 and padding == 0:
         return backend.matmul_transposed(x.reshape(-1, C), g.reshape(-1, Co)).reshape(shape)
 
+    way, offset = choose_way(x, shape, stride, 1), (padding, padding)
+
     def work(start: int, stop: int) -> Array:
-        n = min(_block(x, g.shape[1:3], kh * kw), stop - start)
-        windows = _Windows(x, (kh, kw), g.shape[1:3], stride, (padding, padding), 1, n)
-        total = array_module(x).zeros((kh * kw * C, Co), x.dtype)
-        for i in range(start, stop, n):
-            j = min(i + n, stop)
-            total += windows.of(x[i:j]).T @ g[i:j].reshape(-1, Co)
+        total: Any = 0
+        for some, block in blocks(way, x, start, stop, shape, g.shape[1:3], stride, offset, 1):
+            total += block.gradient(x[some], g[some])
         return total
 
-    return functools.reduce(lambda a, b: a + b, backend.parallel(work, len(x), on=x)).reshape(shape)
+    total = functools.reduce(lambda a, b: a + b, backend.parallel(work, len(x), on=x, pieces_per_core=2))
+    return way.weight_gradient(total, shape)
