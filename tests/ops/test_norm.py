@@ -5,7 +5,7 @@ import pytest
 
 from tests.helpers import assert_close
 from tests.ops.case import Case, check_gradients, check_values, each
-from tinydiff import backend, ops
+from tinydiff import Tensor, backend, ops
 
 
 def group_normed(x, gamma, beta, groups, eps=1e-5, silu=False):
@@ -88,3 +88,14 @@ def test_a_large_mean_costs_no_accuracy(offset, device):
 def test_shapes_that_do_not_fit_are_named(op, gamma, beta, settings, message):
     with pytest.raises(ValueError, match=message):
         op(np.zeros((2, 3, 6)), np.zeros(gamma), np.zeros(beta), **settings)
+
+
+@pytest.mark.filterwarnings("error")
+def test_silu_of_what_is_far_out():
+    """Its limits are 0 and z, its slopes 0 and 1, and nothing overflows with a warning."""
+    x = Tensor(np.ones((1, 4, 2), np.float32))
+    beta = Tensor(np.array([-500, 500], np.float32), requires_grad=True)
+    y = ops.group_norm(x, np.ones(2, np.float32), beta, groups=2, silu=True)
+    y.backward(np.ones_like(y.data))
+    assert_close(y.data[0, 0], np.array([0, 500], np.float32), atol=1e-6)
+    assert_close(beta.grad, np.array([0, 4], np.float32), atol=1e-6)

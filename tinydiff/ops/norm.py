@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
+
 from tinydiff import backend
 from tinydiff.autograd import op
 from tinydiff.backend import Array, array_module
@@ -33,9 +35,9 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float =
         for block in _blocks(images, start, stop):
             moments[0, block], moments[1, block] = mean, rstd = _moments(images[block], groups, C, eps)
             scale = rstd * gamma
-            z = _affine(images[block], scale, beta - mean * scale, out=y[block], factor=0.5 if silu else 1)
-            if silu:  # z sigmoid(z) = z/2 + z/2 tanh(z/2)
-                z += z * xp.tanh(z)
+            z = _affine(images[block], scale, beta - mean * scale, out=y[block], factor=-1 if silu else 1)
+            if silu:  # z is −z here: z sigmoid(z) = −z / (−1 − e^−z)
+                z /= xp.subtract(-1, _exp(z))
 
     backend.parallel(work, len(x), _grain(images), on=x)
     return y.reshape(x.shape), lambda g: _group_norm_vjp(g, x, gamma, beta, moments, groups, silu)
@@ -53,7 +55,7 @@ def _group_norm_vjp(g: Array, x: Array, gamma: Array, beta: Array, moments: Arra
             centred = xp.subtract(images[block], _spread(mean, images), out=dx[block])
             dz = g_images[block]
             if silu:
-                dz = _silu_vjp(dz, _affine(centred, rstd * gamma, xp.broadcast_to(beta, mean.shape), factor=0.5))
+                dz = _silu_vjp(dz, _affine(centred, rstd * gamma, xp.broadcast_to(beta, mean.shape), factor=-1))
             dz_mean, dz_x_mean = _pixel_mean(dz, C), _pixel_mean(dz * centred, C) * rstd
             d_affine += xp.stack([dz_x_mean.sum(axis=0), dz_mean.sum(axis=0)])
             _affine(
@@ -69,17 +71,26 @@ def _group_norm_vjp(g: Array, x: Array, gamma: Array, beta: Array, moments: Arra
     return dx.reshape(x.shape), d_gamma, d_beta
 
 
-def _silu_vjp(g: Array, half: Array) -> Array:
-    """g d(z sigmoid z)/dz = g/2 (1 + z/2 + t (1 − z/2 t)) with t = tanh(z/2); half is z/2."""
-    t = array_module(half).tanh(half)
-    slope = half * t
-    slope -= 1
-    slope *= t
-    half -= slope
-    half += 1
-    half *= 0.5
-    half *= g
-    return half
+def _silu_vjp(g: Array, minus_z: Array) -> Array:
+    """g d(z s)/dz = g s (1 + z − z s) with s = sigmoid(z) = 1 / (1 + e^−z)."""
+    xp, s = array_module(g), _exp(minus_z)
+    s += 1
+    xp.divide(1, s, out=s)
+    slope = minus_z * s
+    slope -= minus_z
+    slope += 1
+    slope *= s
+    slope *= g
+    return slope
+
+
+def _exp(x: Array) -> Array:
+    """e^x, and infinity without a warning where that is too large, as one over it is 0 then.
+
+    SiLU is made of it rather than of a hyperbolic tangent, which takes NumPy twice as long without AVX-512.
+    """
+    with np.errstate(over="ignore"):
+        return array_module(x).exp(x)
 
 
 def _wide_pixels(x: Array) -> Array:
