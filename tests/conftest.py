@@ -29,7 +29,7 @@ def device(request, monkeypatch):
 def small_pieces(monkeypatch):
     """Three workers, and pieces of a few elements each."""
     monkeypatch.setattr(backend, "BLOCK", 7)
-    monkeypatch.setattr(backend, "_SHARED_FLOPS", 1)
+    monkeypatch.setattr(backend, "_SHARED_PRODUCTS", 1)
     monkeypatch.setattr(backend, "items_per_block", lambda x, bytes_per_item: 1)
     with ThreadPoolExecutor(2) as pool:
         monkeypatch.setattr(backend, "_pool", lambda: (3, pool))

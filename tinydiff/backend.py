@@ -20,6 +20,7 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import math
 import os
 import pathlib
 import sys
@@ -265,14 +266,19 @@ def items_per_block(x: Array, bytes_per_item: int) -> int:
     return max(1, (1 << 28 if _is_foreign(x) else 1 << 21) // bytes_per_item)
 
 
-_SHARED_FLOPS = 1 << 21
-"""A matrix product smaller than this many multiplications is not worth a second core."""
+_SHARED_PRODUCTS = 1 << 23
+"""Multiplications that make it worth waking another core, which takes a tenth of a millisecond."""
+
+
+def items_per_core(products_per_item: int) -> int:
+    """The fewest items of a batch worth handing to another core, each of so many multiplications."""
+    return max(1, _SHARED_PRODUCTS // max(1, products_per_item))
 
 
 def matmul(a: Array, b: Array) -> Array:
     """The product of matrices, batched over leading axes as NumPy does, its rows shared among the cores."""
     xp = array_module(a, b)
-    if xp is not np or a.ndim < 2 or a.shape[-1] * b.shape[-1] * a.size // max(1, a.shape[-1]) < _SHARED_FLOPS:
+    if xp is not np or a.ndim < 2 or b.shape[-1] * a.size < 2 * _SHARED_PRODUCTS:
         return xp.matmul(a, b)
     shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     out = np.empty(shape, np.result_type(a, b))
@@ -289,7 +295,7 @@ def matmul(a: Array, b: Array) -> Array:
 
 def matmul_transposed(a: Array, b: Array) -> Array:
     """aᵀ b for a (N, K) and b (N, M): the sum over rows of their outer products, rows shared among the cores."""
-    grain = max(1, _SHARED_FLOPS // (a.shape[1] * b.shape[1]))
+    grain = items_per_core(a.shape[1] * b.shape[1])
     parts = parallel(lambda start, stop: a[start:stop].T @ b[start:stop], len(a), grain, on=a)
     return functools.reduce(lambda total, part: total + part, parts)
 
@@ -298,6 +304,18 @@ def sum_rows(x: Array) -> Array:
     """The sum of x (..., C) over all axes but the last, as a product with a row of ones: (C,)."""
     flat = x.reshape(-1, x.shape[-1])
     return matmul_transposed(array_module(x).ones((len(flat), 1), x.dtype), flat)[0]
+
+
+def wide_pixels(x: Array) -> Array:
+    """x (B, ..., C) as (B, N/f, f C) for the N pixels of each image, f a power of two that makes rows of about 256.
+
+    NumPy is slow at combining short rows with a common row.
+    """
+    B, C = len(x), x.shape[-1]
+    pixels, f = math.prod(x.shape[1:-1]), 1
+    while pixels % (2 * f) == 0 and 2 * f * C <= 256:
+        f *= 2
+    return x.reshape(B, pixels // f, f * C)
 
 
 # ------------------------------------------------------------------------- one formula, two machines

@@ -11,6 +11,7 @@ Each works in buffers that stay in the cache and are used again for the next few
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,15 @@ from tinydiff import backend
 from tinydiff.backend import Array, array_module
 
 
-def choose_way(x: Array, weight_shape: Any, stride: int, spread: int) -> type[Windows] | type[Winograd]:
-    """Winograd's way where it is the faster: 3 x 3, stride 1, channels enough, on the CPU; exact float64 never."""
+def choose_way(x: Array, weight_shape: Any, size: Any, stride: int, spread: int) -> type[Windows] | type[Winograd]:
+    """Winograd's way where it is the faster: 3 x 3, stride 1, in float32 on the CPU, with enough channels and tiles.
+
+    Its kernel has four times the numbers: for a few tiles it is not worth making. float64 always goes the exact way.
+    """
     kh, kw, C, Co = weight_shape
-    fits = (kh, kw, stride, spread) == (3, 3, 1, 1) and min(C, Co) >= 16
-    return Winograd if fits and x.dtype == np.float32 and array_module(x) is np else Windows
+    fits = (kh, kw, stride, spread) == (3, 3, 1, 1) and x.dtype == np.float32 and array_module(x) is np
+    tiles = len(x) * -(-size[0] // 4) * -(-size[1] // 4)
+    return Winograd if fits and min(C, Co) >= 16 and tiles >= 8 else Windows
 
 
 class _Frame:
@@ -92,7 +97,8 @@ class Windows:
 
 
 # F(4, 3) of Winograd (1980), after Lavin & Gray (2016): six products for four outputs of three taps, where the direct
-# way takes twelve. Outputs and taps are the coefficients of polynomials, known by their values at 0, 1, -1, 2, -2, ∞.
+# way takes twelve; along both axes, 36 and 144. Outputs and taps are the coefficients of polynomials, known by their
+# values at 0, 1, -1, 2, -2, ∞.
 _BT = np.array(
     [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
      [0, 4, 0, -5, 0, 1]], np.float32,
@@ -102,72 +108,89 @@ _AT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0
 
 
 class Winograd:
-    """A 3 x 3 convolution of stride 1 with half the multiplications: y = Aᵀ [(G w) ⊙ (Bᵀ d)] along the rows of pixels.
+    """A 3 x 3 convolution of stride 1 with a quarter of the multiplications: y = Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A.
 
-    Four neighbouring outputs y need six inputs d: a tile. ⊙ multiplies entry by entry, for each of the six a matrix
-    product over channels; the kernel's three rows are three such products, added up. As the formula is linear in y, w
-    and d alike, the gradient with respect to w is Gᵀ [(A g) ⊙ (Bᵀ d)]. Buffers have the six entries first, then rows
-    of pixels, so that all tiles a row of the kernel meets are one matrix.
+    A tile of 4 x 4 neighbouring outputs y needs 6 x 6 inputs d. ⊙ multiplies entry by entry: for each of the 36 entries
+    it is one matrix product over channels, in which all tiles are the rows. As the formula is linear in y, w and d
+    alike, the gradient with respect to w is Gᵀ [(A g Aᵀ) ⊙ (Bᵀ d B)] G. Buffers have the entries' two axes first.
     """
 
     def __init__(self, x: Array, weight_shape: Any, size: Any, stride: int, offset: Any, spread: int, n: int):
         (_, _, C, Co), (H, W) = weight_shape, size
-        self.n, self._size, tiles = n, size, -(-W // 4)
-        self._frame = _Frame(x, (H + 2, 4 * tiles + 2), offset, spread, n)
+        tiles = (n, -(-H // 4), -(-W // 4))
+        self.n, self._N = n, math.prod(tiles)
+        self._frame = _Frame(x, (4 * tiles[1] + 2, 4 * tiles[2] + 2), offset, spread, n)
         sb, sy, sx, sc = self._frame.pixels.strides
         self._view = np.lib.stride_tricks.as_strided(
-            self._frame.pixels, (6, H + 2, n, tiles, C), (sx, sy, sb, 4 * sx, sc)
+            self._frame.pixels, (6, 6, *tiles, C), (sy, sx, sb, 4 * sy, 4 * sx, sc)
         )
-        self._d, self._bt_d = np.empty((2, *self._view.shape), x.dtype)
-        self._products = np.empty((2, 6, H * n * tiles, Co), x.dtype)
-        self._y = np.zeros((4, H, n, tiles, Co), x.dtype)
+        self._whole = np.zeros((n, 4 * tiles[1], 4 * tiles[2], Co), x.dtype)
+        self._memory = np.empty((3, 36 * self._N * max(C, Co)), x.dtype)
 
     @staticmethod
     def bytes_per_image(weight_shape: Any, size: Any, itemsize: int) -> int:
-        """The memory of the buffers for one image."""
+        """The memory of the two buffers for one image that a convolution keeps returning to."""
         (_, _, C, Co), (H, W) = weight_shape, size
-        return 6 * -(-W // 4) * (2 * C * (H + 2) + 2 * Co * H) * itemsize
+        return 2 * 36 * -(-H // 4) * -(-W // 4) * max(C, Co) * itemsize
 
     @staticmethod
     def kernel(weight: Array) -> Array:
-        """G w for each row of the kernel: (3, 6, C, C')."""
-        _, _, C, Co = weight.shape
-        return np.matmul(_G, weight.reshape(3, 3, C * Co)).reshape(3, 6, C, Co)
+        """G w Gᵀ: (6, 6, C, C')."""
+        return _both_axes(_G, np.ascontiguousarray(weight))
 
     @staticmethod
     def weight_gradient(total: Array, weight_shape: Any) -> Array:
-        """Gᵀ times the sum over all blocks: the gradient of the weight."""
-        return np.matmul(_G.T, total.reshape(3, 6, -1)).reshape(weight_shape)
+        """Gᵀ times the sum over all blocks times G: the gradient of the weight."""
+        return _both_axes(_G.T, total)
 
     def correlate(self, images: Array, kernel: Array, out: Array) -> None:
         """The convolution of the block's images, written to out (n, H, W, C')."""
-        total, product = self._products
-        for u, tiles in enumerate(self._transformed(images)):
-            np.matmul(tiles, kernel[u], out=product if u else total)
-            total += product if u else 0
-        np.matmul(_AT, total.reshape(6, -1), out=self._y.reshape(4, -1))
-        for pixels, y in self._columns(out):
-            pixels[...] = y
+        Co = out.shape[3]
+        m = np.matmul(self._transformed(images), kernel, out=self._buffer(1, 6, 6, Co))
+        y = _both_axes(_AT, m, self._buffer(0, 4, 6, Co), self._buffer(1, 4, 4, Co))
+        exact = out.shape == self._whole.shape
+        tiles = _tiles(out if exact else self._whole)
+        tiles[...] = y.reshape(tiles.shape)
+        if not exact:
+            out[...] = self._whole[:, : out.shape[1], : out.shape[2]]
 
     def gradient(self, images: Array, g: Array) -> Array:
         """What the images and their outputs' gradient g add to the gradient of the kernel."""
-        for pixels, y in self._columns(g):
-            y[...] = pixels
-        a_g = np.matmul(_AT.T, self._y.reshape(4, -1)).reshape(6, -1, g.shape[3])
-        return np.stack([tiles.swapaxes(1, 2) @ a_g for tiles in self._transformed(images)])
+        _, H, W, Co = g.shape
+        if g.shape != self._whole.shape:
+            self._whole[:, :H, :W] = g
+            g = self._whole
+        tiles, y = _tiles(g), self._buffer(0, 4, 4, Co)
+        y.reshape(tiles.shape)[...] = tiles
+        a_g = _both_axes(_AT.T, y, self._buffer(1, 6, 4, Co), self._buffer(2, 6, 6, Co))
+        return self._transformed(images).swapaxes(2, 3) @ a_g
 
-    def _transformed(self, images: Array) -> list[Array]:
-        """Bᵀ d for the tiles that each row of the kernel meets: three arrays (6, H n tiles, C)."""
+    def _transformed(self, images: Array) -> Array:
+        """Bᵀ d B for all tiles of the images: (6, 6, N, C)."""
         self._frame.fill(images)
-        self._d[...] = self._view
-        np.matmul(_BT, self._d.reshape(6, -1), out=self._bt_d.reshape(6, -1))
-        H, C = self._size[0], self._d.shape[4]
-        return [self._bt_d[:, u : u + H].reshape(6, -1, C) for u in range(3)]
+        C = images.shape[3]
+        d = self._buffer(0, 6, 6, C)
+        d.reshape(self._view.shape)[...] = self._view
+        return _both_axes(_BT, d, self._buffer(1, 6, 6, C), d)
 
-    def _columns(self, images: Array) -> list[tuple[Array, Array]]:
-        """Every fourth column of pixels of (n, H, W, C') images, beside its place in y, for each of the four."""
-        each = [images[:, :, c::4].swapaxes(0, 1) for c in range(4)]
-        return [(pixels, self._y[c, :, :, : pixels.shape[2]]) for c, pixels in enumerate(each)]
+    def _buffer(self, i: int, k: int, m: int, channels: int) -> Array:
+        """The start of memory i as an array (k, m, N, channels)."""
+        shape = (k, m, self._N, channels)
+        return self._memory[i, : math.prod(shape)].reshape(shape)
+
+
+def _both_axes(matrix: Array, x: Array, half: Array | None = None, out: Array | None = None) -> Array:
+    """M x Mᵀ along the first two axes of x. half, out: where to write M x and the result, if not to new memory."""
+    k, (n, m, *rest) = len(matrix), x.shape
+    half = np.matmul(matrix, x.reshape(n, -1), out=None if half is None else half.reshape(k, -1))
+    out = np.matmul(matrix, half.reshape(k, m, -1), out=None if out is None else out.reshape(k, k, -1))
+    return out.reshape(k, k, *rest)
+
+
+def _tiles(images: Array) -> Array:
+    """Images of whole tiles (n, 4 h, 4 w, C) as a view (4, 4, n, h, w, C)."""
+    n, H, W, C = images.shape
+    return images.reshape(n, H // 4, 4, W // 4, 4, C).transpose(2, 4, 0, 1, 3, 5)
 
 
 def blocks(way: Any, x: Array, start: int, stop: int, weight_shape: Any, size: Any, *geometry: Any) -> Any:

@@ -12,6 +12,7 @@ transposed convolution computes.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from tinydiff import backend
@@ -102,7 +103,7 @@ def _correlate(
         y = backend.matmul(x.reshape(-1, C), weight.reshape(C, Co)).reshape(y.shape)
         return y if bias is None else _add_bias(y, bias)
 
-    way = choose_way(x, weight.shape, stride, spread)
+    way = choose_way(x, weight.shape, size, stride, spread)
     kernel = way.kernel(weight)
 
     def work(start: int, stop: int) -> None:
@@ -111,13 +112,14 @@ def _correlate(
             if bias is not None:
                 _add_bias(y[some], bias if bias.ndim == 1 else bias[some])
 
-    backend.parallel(work, B, on=x, pieces_per_core=4)
+    backend.parallel(work, B, backend.items_per_core(math.prod(size) * weight.size), on=x, pieces_per_core=4)
     return y
 
 
 def _add_bias(y: Array, bias: Array) -> Array:
     """Add one bias (C',) to all images, or each image's own (B, C'), in place."""
-    y += bias if bias.ndim == 1 else bias[:, None, None, :]
+    rows, C = backend.wide_pixels(y), y.shape[3]
+    rows += array_module(y).tile(bias.reshape(-1, 1, C), (1, 1, rows.shape[2] // C))
     return y
 
 
@@ -134,7 +136,7 @@ def _weight_gradient(x: Array, g: Array, shape: tuple[int, ...], stride: int, pa
     if kh == kw == stride == 1 and padding == 0:
         return backend.matmul_transposed(x.reshape(-1, C), g.reshape(-1, Co)).reshape(shape)
 
-    way, offset = choose_way(x, shape, stride, 1), (padding, padding)
+    way, offset = choose_way(x, shape, g.shape[1:3], stride, 1), (padding, padding)
 
     def work(start: int, stop: int) -> Array:
         total: Any = 0
@@ -142,5 +144,6 @@ def _weight_gradient(x: Array, g: Array, shape: tuple[int, ...], stride: int, pa
             total += block.gradient(x[some], g[some])
         return total
 
-    total = functools.reduce(lambda a, b: a + b, backend.parallel(work, len(x), on=x, pieces_per_core=2))
+    grain = backend.items_per_core(math.prod(g.shape[1:3]) * math.prod(shape))
+    total = functools.reduce(lambda a, b: a + b, backend.parallel(work, len(x), grain, on=x, pieces_per_core=2))
     return way.weight_gradient(total, shape)

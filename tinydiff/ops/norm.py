@@ -2,8 +2,8 @@
 
 Both compute x̂ = (x − mean) / √(variance + eps) over a set of elements and then x̂ γ + β. The work goes a few images at
 a time, so that the passes over an image find it in the cache. Sums over pixels are products with a row of ones, which
-run at the matrix product's speed, and a few neighbouring pixels are taken as one wide pixel, since NumPy is slow at
-multiplying short rows by a common row.
+run at the matrix product's speed, and f neighbouring pixels are taken as one wide pixel, since NumPy is slow at
+multiplying short rows by a common row; gamma, beta and the means are repeated to its width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from tinydiff import backend
 from tinydiff.autograd import op
-from tinydiff.backend import Array, array_module
+from tinydiff.backend import Array, array_module, wide_pixels
 
 
 @op
@@ -28,16 +28,19 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float =
     C = x.shape[-1]
     if C % groups or gamma.shape != (C,) or beta.shape != (C,):
         raise ValueError(f"{groups} groups must divide the {C} channels, and gamma and beta be ({C},)")
-    xp, images = array_module(x), _wide_pixels(x)
-    y, moments = xp.empty_like(images), xp.empty((2, len(x), C), x.dtype)
+    xp, images = array_module(x), wide_pixels(x)
+    gamma, beta = (xp.tile(v, images.shape[2] // C) for v in (gamma, beta))
+    y, moments = xp.empty_like(images), xp.empty((2, len(x), 1, images.shape[2]), x.dtype)
 
     def work(start: int, stop: int) -> None:
         for block in _blocks(images, start, stop):
-            moments[0, block], moments[1, block] = mean, rstd = _moments(images[block], groups, C, eps)
+            moments[0, block], moments[1, block] = mean, rstd = _moments(images[block], C, groups, eps)
             scale = rstd * gamma
-            z = _affine(images[block], scale, beta - mean * scale, out=y[block], factor=-1 if silu else 1)
-            if silu:  # z is −z here: z sigmoid(z) = −z / (−1 − e^−z)
-                z /= xp.subtract(-1, _exp(z))
+            if not silu:
+                _affine(images[block], scale, beta - mean * scale, out=y[block])
+            else:  # z sigmoid(z) = −z / (−1 − e^−z)
+                minus_z = _affine(images[block], -scale, mean * scale - beta, out=y[block])
+                minus_z /= xp.subtract(-1, _exp(minus_z))
 
     backend.parallel(work, len(x), _grain(images), on=x)
     return y.reshape(x.shape), lambda g: _group_norm_vjp(g, x, gamma, beta, moments, groups, silu)
@@ -45,29 +48,26 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float =
 
 def _group_norm_vjp(g: Array, x: Array, gamma: Array, beta: Array, moments: Array, groups: int, silu: bool) -> Any:
     """dx = (h − mean(h) − x̂ mean(h x̂)) / √(variance + eps) with h = γ dz, means over the group, z = x̂ γ + β."""
-    xp, C, images, g_images = array_module(x), x.shape[-1], _wide_pixels(x), _wide_pixels(g)
-    dx, pixels = xp.empty_like(images), x[0].size // C
+    xp, C, images, g_images = array_module(x), x.shape[-1], wide_pixels(x), wide_pixels(g)
+    dx, width = xp.empty_like(images), images.shape[2]
 
     def work(start: int, stop: int) -> Array:
-        d_affine = xp.zeros((2, C), x.dtype)
+        d_affine = xp.zeros((2, width), x.dtype)
         for block in _blocks(images, start, stop):
             mean, rstd = moments[:, block]
-            centred = xp.subtract(images[block], _spread(mean, images), out=dx[block])
+            centred = xp.subtract(images[block], mean, out=dx[block])
             dz = g_images[block]
             if silu:
-                dz = _silu_vjp(dz, _affine(centred, rstd * gamma, xp.broadcast_to(beta, mean.shape), factor=-1))
-            dz_mean, dz_x_mean = _pixel_mean(dz, C), _pixel_mean(dz * centred, C) * rstd
-            d_affine += xp.stack([dz_x_mean.sum(axis=0), dz_mean.sum(axis=0)])
-            _affine(
-                centred,
-                -(rstd**2) * _group_mean(dz_x_mean * gamma, groups),
-                -rstd * _group_mean(dz_mean * gamma, groups),
-                out=centred,
-            )
-            centred += dz * _spread(rstd * gamma, images)
-        return d_affine * pixels
+                dz = _silu_vjp(dz, _affine(centred, -rstd * gamma, -beta))
+            dz_mean, dz_x_mean = _pixel_mean(dz), _pixel_mean(dz * centred) * rstd
+            d_affine += xp.stack([dz_x_mean.sum(axis=(0, 1)), dz_mean.sum(axis=(0, 1))])
+            h_mean, h_x_mean = (_group_mean(v * gamma, C, groups) for v in (dz_mean, dz_x_mean))
+            _affine(centred, -(rstd**2) * h_x_mean, -rstd * h_mean, out=centred)
+            centred += dz * (rstd * gamma)
+        return d_affine * images.shape[1]
 
-    d_gamma, d_beta = functools.reduce(lambda a, b: a + b, backend.parallel(work, len(x), _grain(images), on=x))
+    d_affine = functools.reduce(lambda a, b: a + b, backend.parallel(work, len(x), _grain(images), on=x))
+    d_gamma, d_beta = d_affine.reshape(2, width // C, C).sum(axis=1)
     return dx.reshape(x.shape), d_gamma, d_beta
 
 
@@ -93,25 +93,10 @@ def _exp(x: Array) -> Array:
         return array_module(x).exp(x)
 
 
-def _wide_pixels(x: Array) -> Array:
-    """(B, ..., C) -> (B, N/f, f C) for the N pixels of each image, f a power of two that makes rows of about 256."""
-    B, C = len(x), x.shape[-1]
-    pixels, f = x[0].size // C, 1
-    while pixels % (2 * f) == 0 and 2 * f * C <= 256:
-        f *= 2
-    return x.reshape(B, pixels // f, f * C)
-
-
-def _spread(coefficients: Array, images: Array) -> Array:
-    """A number for each image and channel (n, C), repeated for the neighbours in a wide pixel: (n, 1, f C)."""
-    f = images.shape[2] // coefficients.shape[1]
-    return array_module(images).tile(coefficients, (1, f))[:, None, :]
-
-
-def _affine(images: Array, scale: Array, shift: Array, out: Array | None = None, factor: float = 1) -> Array:
-    """factor (images scale + shift), with scale and shift (n, C)."""
-    out = array_module(images).multiply(images, _spread(scale * factor, images), out=out)
-    out += _spread(shift * factor, images)
+def _affine(images: Array, scale: Array, shift: Array, out: Array | None = None) -> Array:
+    """images scale + shift."""
+    out = array_module(images).multiply(images, scale, out=out)
+    out += shift
     return out
 
 
@@ -126,27 +111,32 @@ def _grain(images: Array) -> int:
     return max(1, backend.BLOCK // images[0].size)
 
 
-def _moments(images: Array, groups: int, channels: int, eps: float) -> tuple[Array, Array]:
-    """Each image's and channel's mean and 1/√(variance + eps) over its group: two arrays (n, C)."""
-    mean = _group_mean(_pixel_mean(images, channels), groups)
-    centred = images - _spread(mean, images)
+def _moments(images: Array, channels: int, groups: int, eps: float) -> tuple[Array, Array]:
+    """Each image's and channel's mean and 1/√(variance + eps) over its group: two arrays (n, 1, f C)."""
+    mean = _group_mean(_pixel_mean(images), channels, groups)
+    centred = images - mean
     centred *= centred
-    variance = _group_mean(_pixel_mean(centred, channels), groups)
+    variance = _group_mean(_pixel_mean(centred), channels, groups)
     return mean, 1 / array_module(images).sqrt(variance + eps)
 
 
-def _pixel_mean(images: Array, channels: int) -> Array:
-    """Wide pixels (n, N/f, f C) -> (n, C)."""
-    n, rows, width = images.shape
-    means = array_module(images).full((1, rows), 1 / rows, images.dtype) @ images
-    return means.reshape(n, width // channels, channels).mean(axis=1)
+def _pixel_mean(images: Array) -> Array:
+    """The mean over wide pixels, as a product with a row of ones: (n, N/f, f C) -> (n, 1, f C)."""
+    rows = images.shape[1]
+    return array_module(images).full((1, rows), 1 / rows, images.dtype) @ images
 
 
-def _group_mean(x: Array, groups: int) -> Array:
-    """Replace each channel of (n, C) by the mean over its group."""
-    n, C = x.shape
-    means = x.reshape(n, groups, C // groups).mean(axis=2)
-    return array_module(x).repeat(means, C // groups, axis=1)
+def _group_mean(x: Array, channels: int, groups: int) -> Array:
+    """Replace each channel of (n, 1, f C) by the mean over its group and its neighbours."""
+    members = _members(array_module(x), x.shape[2], channels, groups, x.dtype)
+    return (x @ members) @ (members.T * (groups / x.shape[2]))
+
+
+@functools.lru_cache
+def _members(xp: Any, width: int, channels: int, groups: int, dtype: Any) -> Array:
+    """Which group each channel of a wide pixel belongs to, as ones in a matrix (f C, groups)."""
+    group = xp.arange(width) % channels // (channels // groups)
+    return (group[:, None] == xp.arange(groups)).astype(dtype)
 
 
 @op
