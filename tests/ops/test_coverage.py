@@ -10,7 +10,7 @@ def test_every_op_is_in_a_table_of_cases():
     modules = [
         f"tests.ops.{p.stem}" for p in pathlib.Path(__file__).parent.glob("test_*.py") if p.stem != "test_coverage"
     ]
-    checked = {case.op for name in modules for case in importlib.import_module(name).CASES}
+    checked = {case.op for name in modules for case in getattr(importlib.import_module(name), "CASES", [])}
     assert set(ops.__all__) - checked == set(), "these ops have no case in tests/ops"
     assert checked - set(ops.__all__) == set(), "these are no public ops"
 

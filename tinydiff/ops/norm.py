@@ -16,6 +16,7 @@ import numpy as np
 from tinydiff import backend
 from tinydiff.autograd import op
 from tinydiff.backend import Array, array_module
+from tinydiff.ops._blocks import each_block
 
 
 @op
@@ -155,13 +156,38 @@ def layer_norm(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5) -> Any
     C = x.shape[-1]
     if gamma.shape != (C,) or beta.shape != (C,):
         raise ValueError(f"gamma and beta must be ({C},)")
-    centred = x - x.mean(axis=-1, keepdims=True)
-    rstd = 1 / array_module(x).sqrt((centred * centred).mean(axis=-1, keepdims=True) + eps)
-    x_hat = centred * rstd
+    xp, rows = array_module(x), x.reshape(-1, C)
+    y, (mean, rstd) = xp.empty(rows.shape, x.dtype), xp.empty((2, len(rows), 1), x.dtype)
+    average = xp.full((C, 1), 1 / C, x.dtype)  # a product with it is the mean of each row
 
-    def vjp(g: Array) -> Any:
-        h = g * gamma
-        dx = rstd * (h - h.mean(axis=-1, keepdims=True) - x_hat * (h * x_hat).mean(axis=-1, keepdims=True))
-        return dx, (lambda: backend.sum_rows(g * x_hat)), (lambda: backend.sum_rows(g))
+    def work(block: slice) -> None:
+        mean[block] = rows[block] @ average
+        z = xp.subtract(rows[block], mean[block], out=y[block])
+        rstd[block] = 1 / xp.sqrt((z * z) @ average + eps)
+        z *= rstd[block]
+        z *= gamma
+        z += beta
 
-    return x_hat * gamma + beta, vjp
+    each_block(work, len(rows), 2 * C * x.itemsize, on=x)
+    return y.reshape(x.shape), lambda g: _layer_norm_vjp(g.reshape(-1, C), x, gamma, mean, rstd)
+
+
+def _layer_norm_vjp(g: Array, x: Array, gamma: Array, mean: Array, rstd: Array) -> Any:
+    """dx = (h − mean(h) − x̂ mean(h x̂)) / √(variance + eps) with h = g γ; dγ = Σ g x̂ and dβ = Σ g over all rows."""
+    xp, C, rows = array_module(x), x.shape[-1], x.reshape(g.shape)
+    dx, average_h = xp.empty(g.shape, x.dtype), (gamma / C)[:, None]  # g @ average_h is the mean of h
+
+    def work(block: slice) -> Array:
+        g_block, x_hat = g[block], xp.subtract(rows[block], mean[block])
+        x_hat *= rstd[block]
+        g_x = g_block * x_hat
+        h = xp.multiply(g_block, gamma, out=dx[block])
+        h -= g_block @ average_h
+        x_hat *= g_x @ average_h
+        h -= x_hat
+        h *= rstd[block]
+        ones = xp.ones((1, len(h)), x.dtype)
+        return xp.concatenate([ones @ g_x, ones @ g_block])
+
+    d_affine = sum(each_block(work, len(g), 4 * C * x.itemsize, on=x), start=xp.zeros((2, C), x.dtype))
+    return dx.reshape(x.shape), d_affine[0], d_affine[1]
