@@ -9,7 +9,6 @@ import numpy as np
 from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array, to_device
-from tinydiff.nn.attention import merge_heads
 from tinydiff.nn.linear import Linear
 from tinydiff.nn.module import Module
 from tinydiff.nn.norm import LayerNorm
@@ -88,7 +87,5 @@ class TransformerBlock(Module):
         self.inner, self.outer = Linear(width, hidden, rng), Linear(hidden, width, rng, scale=scale)
 
     def __call__(self, x: Tensor, visible: Array | None = None) -> Tensor:
-        B, N, width = x.shape
-        qkv = self.qkv(self.norm1(x)).reshape(B, N, 3, self.heads, width // self.heads).transpose(2, 0, 3, 1, 4)
-        x = x + self.out(merge_heads(ops.attention(qkv[0], qkv[1], qkv[2], visible)))
+        x = x + self.out(ops.self_attention(self.qkv(self.norm1(x)), visible, heads=self.heads))
         return x + self.outer(ops.gelu(self.inner(self.norm2(x))))
