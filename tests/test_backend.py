@@ -129,6 +129,21 @@ def test_pieces_run_on_several_threads_at_once():
         backend.parallel(lambda start, stop: meeting.wait(), 3)
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 100])
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 12])
+def test_every_item_is_in_one_block(n, step, small_pieces, monkeypatch):
+    monkeypatch.setattr(backend, "items_per_block", lambda x, bytes_per_item: step)
+    blocks = backend.each_block(lambda block: list(range(n))[block], n, 8, on=np.zeros(n), grain=1)
+    assert [item for block in blocks for item in block] == list(range(n))
+    assert all(1 <= len(block) <= step for block in blocks)
+
+
+def test_a_block_is_what_the_cache_holds(monkeypatch):
+    monkeypatch.setattr(backend, "items_per_block", lambda x, bytes_per_item: 1000 // bytes_per_item)
+    blocks = backend.each_block(lambda block: block.stop - block.start, 20, 150, on=np.zeros(20))
+    assert blocks == [6, 6, 6, 2]
+
+
 def test_an_array_on_a_device_is_not_cut(monkeypatch, workers):
     strict_double.install(monkeypatch)
     x = backend.to_device(np.zeros(64), "cuda")

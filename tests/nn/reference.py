@@ -1,4 +1,4 @@
-"""The layers and the U-Net again: NumPy in float64, loops and sums as the equations have them, nothing of tinydiff.
+"""The layers, U-Net and transformer again: NumPy in float64, loops and sums as the equations have them, no tinydiff.
 
 A layer's weights are a dict by name, as Module.state_dict gives them.
 """
@@ -67,6 +67,30 @@ def attention(q, k, v, heads, mask=None):
                 weight = np.exp(k[b, seen, piece] @ q[b, n, piece] / math.sqrt(d))
                 y[b, n, piece] = weight / weight.sum() @ v[b, seen, piece]
     return y
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def transformer_block(x, w, heads, causal=False, mask=None):
+    """Causal attention is done token by token: each is the only query, and what is up to it are all the keys."""
+    q, k, v = np.split(linear(layer_norm(x, part(w, "norm1")), part(w, "qkv")), 3, axis=-1)
+    if causal:
+        seen = np.ones(x.shape[:2], bool) if mask is None else mask
+        tokens = ((slice(n, n + 1), slice(n + 1)) for n in range(x.shape[1]))
+        h = [attention(q[:, at], k[:, upto], v[:, upto], heads, seen[:, upto]) for at, upto in tokens]
+        h = np.concatenate(h, axis=1)
+    else:
+        h = attention(q, k, v, heads, mask)
+    x = x + linear(h, part(w, "out"))
+    return x + linear(gelu(linear(layer_norm(x, part(w, "norm2")), part(w, "inner"))), part(w, "outer"))
+
+
+def transformer(x, w, config, mask=None):
+    for i in range(config.layers):
+        x = transformer_block(x, part(w, f"blocks.{i}"), config.heads, config.causal, mask)
+    return layer_norm(x, part(w, "norm"))
 
 
 def self_attention(x, w, heads, groups):

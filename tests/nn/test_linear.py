@@ -38,6 +38,7 @@ def test_it_starts_with_outputs_of_unit_variance_and_no_bias():
     assert y.dtype == np.float32
     assert abs(y.data.std() - 1) < 0.02 and abs(layer.weight.data.std() * 20 - 1) < 0.02
     assert not layer.bias.data.any()
+    assert abs(Linear(400, 300, Rng(5), scale=0.5)(draw(200, 400, dtype=np.float32)).data.std() - 0.5) < 0.01
     assert not Linear(4, 3, Rng(), zero=True)(draw(2, 4, dtype=np.float32)).data.any()
 
 

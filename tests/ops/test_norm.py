@@ -63,16 +63,19 @@ def test_gradient(case, device):
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0, -1000.0])
-def test_a_large_mean_costs_no_accuracy(offset, device):
+@pytest.mark.parametrize(
+    ("op", "settings", "reference"), [("group_norm", {"groups": 2}, group_normed), ("layer_norm", {}, layer_normed)]
+)
+def test_a_large_mean_costs_no_accuracy(op, settings, reference, offset, device):
     """A variance taken as E[x²] − E[x]² would lose all digits here."""
     x = (np.random.default_rng(0).normal(size=(2, 8, 8, 4)) + offset).astype(np.float32)
-    y = ops.group_norm(
+    y = getattr(ops, op)(
         backend.to_device(x),
         backend.to_device(np.ones(4, np.float32)),
         backend.to_device(np.zeros(4, np.float32)),
-        groups=2,
+        **settings,
     )
-    expected = group_normed(x.astype(np.float64), np.ones(4), np.zeros(4), 2).astype(np.float32)
+    expected = reference(x.astype(np.float64), np.ones(4), np.zeros(4), **settings).astype(np.float32)
     assert_close(y, expected, atol=1e-6 * max(1, abs(offset)))
 
 

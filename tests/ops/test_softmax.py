@@ -40,6 +40,25 @@ def attention(*shapes, mask=None):
     return Case("attention", shapes, lambda *arrays: attended(*arrays, mask), settings=settings, terms=10)
 
 
+def self_attention(shape, heads, mask=None):
+    """Each head by itself, from its own columns of the array in which all queries, keys and values stand."""
+
+    def reference(qkv):
+        q, k, v = np.split(qkv, 3, axis=-1)
+        d = q.shape[-1] // heads
+        pieces = [slice(i * d, (i + 1) * d) for i in range(heads)]
+        own = [
+            None if mask is None else np.broadcast_to(mask, (len(qkv), heads, *[shape[1]] * 2))[:, i]
+            for i in range(heads)
+        ]
+        return np.concatenate(
+            [attended(*(a[..., p] for a in (q, k, v)), m) for p, m in zip(pieces, own, strict=True)], -1
+        )
+
+    settings = {"heads": heads} | ({} if mask is None else {"mask": mask})
+    return Case("self_attention", (shape,), reference, settings=settings, terms=10)
+
+
 CASES = [
     *(
         Case(op, (shape,), lambda x, r=reference, a=axis: r(x, a), settings={"axis": axis}, terms=4)
@@ -51,6 +70,12 @@ CASES = [
     attention((1, 2, 3, 4), (1, 2, 6, 4), (1, 2, 6, 4)),
     attention((2, 3, 4), (2, 3, 4), (2, 3, 4), mask=CAUSAL),
     attention((2, 3, 5), (2, 4, 5), (2, 4, 2), mask=PADDING),
+    self_attention((1, 1, 3), 1),
+    self_attention((2, 3, 24), 2),
+    self_attention((5, 4, 12), 4),
+    self_attention((2, 3, 12), 2, mask=CAUSAL),
+    self_attention((2, 4, 12), 2, mask=PADDING[:, None]),
+    self_attention((40, 16, 96), 2),
 ]  # fmt: skip
 
 
@@ -75,6 +100,18 @@ def test_softmax_does_not_overflow(dtype, device):
     assert np.isfinite(backend.to_numpy(x.grad)).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_attention_does_not_overflow(device):
+    """Where one key outweighs all others, its value comes out."""
+    q, k = 100 * np.eye(3, dtype=np.float32), 100 * np.eye(3, dtype=np.float32)[[2, 0, 1]]
+    v = np.arange(6, dtype=np.float32).reshape(3, 2)
+    tensors = [Tensor(backend.to_device(a), requires_grad=True) for a in (q, k, v)]
+    y = ops.attention(*tensors)
+    y.sum().backward()
+    assert_close(y, v[[1, 2, 0]])
+    assert_close(tensors[2].grad, np.ones_like(v))
+
+
 @pytest.mark.parametrize("shape", [(1, 7), (4, 3, 9)])
 def test_rows_of_softmax_sum_to_one(shape):
     x = np.random.default_rng(1).normal(scale=5, size=shape)
@@ -96,3 +133,28 @@ def test_a_masked_key_has_no_influence(device):
     for first, second in zip(*results, strict=True):
         assert_close(second, first)
     assert not results[0][2][:, ~mask].any() and not results[0][3][:, ~mask].any()
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "settings", "message"),
+    [
+        (
+            ops.attention,
+            [(2, 3, 4), (2, 3, 5), (2, 3, 4)],
+            {},
+            r"attention\(\(2, 3, 4\), \(2, 3, 5\).*keys \(..., M, d\)",
+        ),
+        (ops.attention, [(2, 3, 4), (2, 3, 4), (2, 2, 4)], {}, r"values \(..., M, e\)"),
+        (ops.attention, [(2, 3, 4), (1, 3, 4), (1, 3, 4)], {}, r"queries \(..., N, d\)"),
+        (
+            ops.self_attention,
+            [(2, 3, 8)],
+            {"heads": 2},
+            r"self_attention\(\(2, 3, 8\).* of 2 heads, \(B, N, 3 heads d\)",
+        ),
+        (ops.self_attention, [(3, 6)], {"heads": 2}, r"\(B, N, 3 heads d\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(op, shapes, settings, message):
+    with pytest.raises(ValueError, match=message):
+        op(*map(np.zeros, shapes), **settings)

@@ -1,4 +1,4 @@
-"""Layers: modules that hold parameters, up to the U-Net."""
+"""Layers: modules that hold parameters, up to the U-Net and the transformer."""
 
 from tinydiff.nn.attention import CrossAttention, SelfAttention
 from tinydiff.nn.conv import Conv2d, Downsample, Upsample
@@ -7,9 +7,11 @@ from tinydiff.nn.linear import Linear
 from tinydiff.nn.module import Module, Parameter
 from tinydiff.nn.norm import GroupNorm, LayerNorm
 from tinydiff.nn.resblock import ResBlock
+from tinydiff.nn.transformer import Transformer, TransformerBlock, TransformerConfig
 from tinydiff.nn.unet import UNet, UNetConfig
 
 __all__ = [
     "Conv2d", "CrossAttention", "Downsample", "Embedding", "GroupNorm", "LayerNorm", "Linear", "Module", "Parameter",
-    "ResBlock", "SelfAttention", "TimeEmbedding", "UNet", "UNetConfig", "Upsample", "sinusoidal",
+    "ResBlock", "SelfAttention", "TimeEmbedding", "Transformer", "TransformerBlock", "TransformerConfig", "UNet",
+    "UNetConfig", "Upsample", "sinusoidal",
 ]  # fmt: skip

@@ -38,9 +38,8 @@ class SelfAttention(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(B, H * W, 3, self.heads, C // self.heads).transpose(2, 0, 3, 1, 4)
-        h = merge_heads(ops.attention(qkv[0], qkv[1], qkv[2]))
-        return x + self.out(h).reshape(B, H, W, C)
+        qkv = self.qkv(self.norm(x)).reshape(B, H * W, 3 * C)
+        return x + self.out(ops.self_attention(qkv, heads=self.heads)).reshape(B, H, W, C)
 
 
 class CrossAttention(Module):

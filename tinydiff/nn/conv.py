@@ -28,7 +28,7 @@ class Conv2d(Module):
         zero: bool = False,
     ):
         self.stride, self.padding = stride, (kernel - 1) // 2 if padding is None else padding
-        self.weight = fan_in_normal((kernel, kernel, inputs, outputs), kernel * kernel * inputs, rng, zero)
+        self.weight = fan_in_normal((kernel, kernel, inputs, outputs), kernel * kernel * inputs, rng, float(not zero))
         self.bias = constant(0, outputs, rng.device)
 
     def __call__(self, x: Tensor, image_bias: Tensor | None = None) -> Tensor:

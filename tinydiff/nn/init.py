@@ -9,13 +9,12 @@ from tinydiff.nn.module import Parameter
 from tinydiff.rng import Rng
 
 
-def fan_in_normal(shape: tuple[int, ...], fan_in: int, rng: Rng, zero: bool = False) -> Parameter:
-    """Weights drawn from N(0, 1/fan_in), which keeps the variance of what passes through (LeCun et al. 1998), or zeros.
+def fan_in_normal(shape: tuple[int, ...], fan_in: int, rng: Rng, scale: float = 1.0) -> Parameter:
+    """Weights drawn from N(0, scale²/fan_in): the outputs vary `scale` times as much as the inputs (LeCun et al. 1998).
 
-    fan_in: how many inputs each output sums.
+    fan_in: how many inputs each output sums. A scale of 0 gives zeros.
     """
-    scale = 0.0 if zero else fan_in**-0.5
-    return Parameter(rng.normal(shape) * scale)
+    return Parameter(rng.normal(shape) * (scale * fan_in**-0.5))
 
 
 def constant(value: float, length: int, device: str | None = None) -> Parameter:

@@ -12,11 +12,13 @@ from tinydiff.rng import Rng
 class Linear(Module):
     """y = x W + b for x (..., inputs): (..., outputs).
 
-    W is drawn from N(0, 1/inputs), or is zero when `zero`, so that a residual branch starts as nothing; b is zero.
+    W is drawn from N(0, scale²/inputs), or is zero when `zero`, so that a residual branch starts as nothing; b is zero.
     """
 
-    def __init__(self, inputs: int, outputs: int, rng: Rng, *, bias: bool = True, zero: bool = False):
-        self.weight = fan_in_normal((inputs, outputs), inputs, rng, zero)
+    def __init__(
+        self, inputs: int, outputs: int, rng: Rng, *, bias: bool = True, zero: bool = False, scale: float = 1.0
+    ):
+        self.weight = fan_in_normal((inputs, outputs), inputs, rng, 0.0 if zero else scale)
         self.bias = constant(0, outputs, rng.device) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff import backend
 from tinydiff.autograd import op
-from tinydiff.backend import Array, array_module, wide_pixels
+from tinydiff.backend import Array, array_module, each_block, wide_pixels
 
 
 @op
@@ -32,17 +31,16 @@ def group_norm(x: Array, gamma: Array, beta: Array, *, groups: int, eps: float =
     gamma, beta = (xp.tile(v, images.shape[2] // C) for v in (gamma, beta))
     y, moments = xp.empty_like(images), xp.empty((2, len(x), 1, images.shape[2]), x.dtype)
 
-    def work(start: int, stop: int) -> None:
-        for block in _blocks(images, start, stop):
-            moments[0, block], moments[1, block] = mean, rstd = _moments(images[block], C, groups, eps)
-            scale = rstd * gamma
-            if not silu:
-                _affine(images[block], scale, beta - mean * scale, out=y[block])
-            else:  # z sigmoid(z) = −z / (−1 − e^−z)
-                minus_z = _affine(images[block], -scale, mean * scale - beta, out=y[block])
-                minus_z /= xp.subtract(-1, _exp(minus_z))
+    def work(block: slice) -> None:
+        moments[0, block], moments[1, block] = mean, rstd = _moments(images[block], C, groups, eps)
+        scale = rstd * gamma
+        if not silu:
+            _affine(images[block], scale, beta - mean * scale, out=y[block])
+        else:  # z sigmoid(z) = −z / (−1 − e^−z)
+            minus_z = _affine(images[block], -scale, mean * scale - beta, out=y[block])
+            minus_z /= xp.subtract(-1, _exp(minus_z))
 
-    backend.parallel(work, len(x), _grain(images), on=x)
+    each_block(work, len(x), images[0].nbytes, on=x)
     return y.reshape(x.shape), lambda g: _group_norm_vjp(g, x, gamma, beta, moments, groups, silu)
 
 
@@ -51,23 +49,20 @@ def _group_norm_vjp(g: Array, x: Array, gamma: Array, beta: Array, moments: Arra
     xp, C, images, g_images = array_module(x), x.shape[-1], wide_pixels(x), wide_pixels(g)
     dx, width = xp.empty_like(images), images.shape[2]
 
-    def work(start: int, stop: int) -> Array:
-        d_affine = xp.zeros((2, width), x.dtype)
-        for block in _blocks(images, start, stop):
-            mean, rstd = moments[:, block]
-            centred = xp.subtract(images[block], mean, out=dx[block])
-            dz = g_images[block]
-            if silu:
-                dz = _silu_vjp(dz, _affine(centred, -rstd * gamma, -beta))
-            dz_mean, dz_x_mean = _pixel_mean(dz), _pixel_mean(dz * centred) * rstd
-            d_affine += xp.stack([dz_x_mean.sum(axis=(0, 1)), dz_mean.sum(axis=(0, 1))])
-            h_mean, h_x_mean = (_group_mean(v * gamma, C, groups) for v in (dz_mean, dz_x_mean))
-            _affine(centred, -(rstd**2) * h_x_mean, -rstd * h_mean, out=centred)
-            centred += dz * (rstd * gamma)
-        return d_affine * images.shape[1]
+    def work(block: slice) -> Array:
+        mean, rstd = moments[:, block]
+        centred = xp.subtract(images[block], mean, out=dx[block])
+        dz = g_images[block]
+        if silu:
+            dz = _silu_vjp(dz, _affine(centred, -rstd * gamma, -beta))
+        dz_mean, dz_x_mean = _pixel_mean(dz), _pixel_mean(dz * centred) * rstd
+        h_mean, h_x_mean = (_group_mean(v * gamma, C, groups) for v in (dz_mean, dz_x_mean))
+        _affine(centred, -(rstd**2) * h_x_mean, -rstd * h_mean, out=centred)
+        centred += dz * (rstd * gamma)
+        return xp.stack([dz_x_mean.sum(axis=(0, 1)), dz_mean.sum(axis=(0, 1))])
 
-    d_affine = functools.reduce(lambda a, b: a + b, backend.parallel(work, len(x), _grain(images), on=x))
-    d_gamma, d_beta = d_affine.reshape(2, width // C, C).sum(axis=1)
+    d_affine = sum(each_block(work, len(x), images[0].nbytes, on=x), start=xp.zeros((2, width), x.dtype))
+    d_gamma, d_beta = d_affine.reshape(2, width // C, C).sum(axis=1) * images.shape[1]
     return dx.reshape(x.shape), d_gamma, d_beta
 
 
@@ -98,17 +93,6 @@ def _affine(images: Array, scale: Array, shift: Array, out: Array | None = None)
     out = array_module(images).multiply(images, scale, out=out)
     out += shift
     return out
-
-
-def _blocks(images: Array, start: int, stop: int) -> list[slice]:
-    """Runs of images that stay in the cache together; all at once on a CUDA device."""
-    n = backend.items_per_block(images, images[0].nbytes)
-    return [slice(i, min(i + n, stop)) for i in range(start, stop, n)]
-
-
-def _grain(images: Array) -> int:
-    """How many images make it worth having a second thread."""
-    return max(1, backend.BLOCK // images[0].size)
 
 
 def _moments(images: Array, channels: int, groups: int, eps: float) -> tuple[Array, Array]:
@@ -145,13 +129,38 @@ def layer_norm(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5) -> Any
     C = x.shape[-1]
     if gamma.shape != (C,) or beta.shape != (C,):
         raise ValueError(f"gamma and beta must be ({C},)")
-    centred = x - x.mean(axis=-1, keepdims=True)
-    rstd = 1 / array_module(x).sqrt((centred * centred).mean(axis=-1, keepdims=True) + eps)
-    x_hat = centred * rstd
+    xp, rows = array_module(x), x.reshape(-1, C)
+    y, (mean, rstd) = xp.empty(rows.shape, x.dtype), xp.empty((2, len(rows), 1), x.dtype)
+    average = xp.full((C, 1), 1 / C, x.dtype)  # a product with it is the mean of each row
 
-    def vjp(g: Array) -> Any:
-        h = g * gamma
-        dx = rstd * (h - h.mean(axis=-1, keepdims=True) - x_hat * (h * x_hat).mean(axis=-1, keepdims=True))
-        return dx, (lambda: backend.sum_rows(g * x_hat)), (lambda: backend.sum_rows(g))
+    def work(block: slice) -> None:
+        mean[block] = rows[block] @ average
+        z = xp.subtract(rows[block], mean[block], out=y[block])
+        rstd[block] = 1 / xp.sqrt((z * z) @ average + eps)
+        z *= rstd[block]
+        z *= gamma
+        z += beta
 
-    return x_hat * gamma + beta, vjp
+    each_block(work, len(rows), 2 * C * x.itemsize, on=x)
+    return y.reshape(x.shape), lambda g: _layer_norm_vjp(g.reshape(-1, C), x, gamma, mean, rstd)
+
+
+def _layer_norm_vjp(g: Array, x: Array, gamma: Array, mean: Array, rstd: Array) -> Any:
+    """dx = (h − mean(h) − x̂ mean(h x̂)) / √(variance + eps) with h = g γ; dγ = Σ g x̂ and dβ = Σ g over all rows."""
+    xp, C, rows = array_module(x), x.shape[-1], x.reshape(g.shape)
+    dx, average_h = xp.empty(g.shape, x.dtype), (gamma / C)[:, None]  # g @ average_h is the mean of h
+
+    def work(block: slice) -> Array:
+        g_block, x_hat = g[block], xp.subtract(rows[block], mean[block])
+        x_hat *= rstd[block]
+        g_x = g_block * x_hat
+        h = xp.multiply(g_block, gamma, out=dx[block])
+        h -= g_block @ average_h
+        x_hat *= g_x @ average_h
+        h -= x_hat
+        h *= rstd[block]
+        ones = xp.ones((1, len(h)), x.dtype)
+        return xp.concatenate([ones @ g_x, ones @ g_block])
+
+    d_affine = sum(each_block(work, len(g), 4 * C * x.itemsize, on=x), start=xp.zeros((2, C), x.dtype))
+    return dx.reshape(x.shape), d_affine[0], d_affine[1]
