@@ -74,10 +74,11 @@ def run(rows: list[Row], repeats: int, limits: roofline.Limits) -> list[dict[str
     """The figures of each row, a progress bar meanwhile; a row that cannot run here has the "problem" instead."""
     from tqdm import tqdm
 
-    figures = []
-    with tqdm(total=sum(min(repeats, row.most) for row in rows), bar_format="{desc:20} {bar:30} {elapsed}") as bar:
+    figures, total = [], sum(min(repeats, row.most) for row in rows)
+    every = 0.2 if sys.stderr.isatty() else 10
+    with tqdm(total=total, bar_format="{desc:20} |{bar:30}| {elapsed}", mininterval=every) as bar:
         for row in rows:
-            bar.set_description_str(row.id)
+            bar.set_description_str(row.id, refresh=sys.stderr.isatty())
             turns = min(repeats, row.most)
             if problem := row.problem():
                 figures.append({"id": row.id, "work": row.work, "problem": problem})

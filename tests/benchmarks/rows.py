@@ -45,7 +45,7 @@ def ours(make: str, arguments: Mapping[str, Any] | None = None, **environment: s
     return Task(f"tests.benchmarks.ours:{make}", arguments or {}, {"TINYDIFF_COMPILED": "0"} | environment)
 
 
-def torch(make: str, **arguments: Any) -> Task:
+def in_torch(make: str, **arguments: Any) -> Task:
     """A PyTorch side."""
     return Task(f"tests.benchmarks.in_torch:{make}", arguments)
 
@@ -53,15 +53,18 @@ def torch(make: str, **arguments: Any) -> Task:
 def both_layouts(make: str, **arguments: Any) -> dict[str, Task]:
     """PyTorch in its two memory layouts."""
     return {
-        "torch contiguous": torch(make, channels_last=False, **arguments),
-        "torch channels_last": torch(make, channels_last=True, **arguments),
+        "torch contiguous": in_torch(make, channels_last=False, **arguments),
+        "torch channels_last": in_torch(make, channels_last=True, **arguments),
     }
 
 
 def missing(task: Task) -> str | None:
     """What must be installed for this task, and how; None if all is there."""
-    needed = {"tests.benchmarks.in_torch": "torch", "tests.benchmarks.in_jax": "jax"}.get(task.make.split(":")[0])
-    return needed and not_installed(needed)
+    if task.make.startswith("tests.benchmarks.in_jax:"):
+        return not_installed("jax")
+    if task.make.startswith("tests.benchmarks.in_torch:"):
+        return not_installed("torch") or (torch_cuda_problem() if task.arguments.get("device") == "cuda" else None)
+    return None
 
 
 def not_installed(package: str) -> str | None:
@@ -74,6 +77,13 @@ def cuda_problem() -> str | None:
     from tinydiff import backend
 
     return backend.device_problem("cuda")
+
+
+def torch_cuda_problem() -> str | None:
+    """That PyTorch finds no GPU, or None."""
+    import torch
+
+    return None if torch.cuda.is_available() else "this torch sees no GPU: pip install torch (a build with CUDA)"
 
 
 # -------------------------------------------------------------------------------- arithmetic that rows need
@@ -157,7 +167,7 @@ ROWS = [
         "transformer-step",
         "training step of a transformer (width 256, 6 layers, 4 heads, 64 tokens, Adam), batch 64",
         ours("transformer_step"),
-        {"torch": torch("transformer_step")},
+        {"torch": in_torch("transformer_step")},
         reach=1.2,
         hope=1.0,
         flops=lambda: TRAINING * 64 * transformer_flops(width=256, layers=6, tokens=64),
@@ -166,7 +176,7 @@ ROWS = [
         "optimiser-10m",
         "Adam, clipping and a moving average of 10 M parameters",
         ours("optimiser"),
-        {"torch foreach": torch("optimiser"), "torch fused": torch("optimiser", fused=True)},
+        {"torch foreach": in_torch("optimiser"), "torch fused": in_torch("optimiser", fused=True)},
         reach=1.0,
         moved=OPTIMISER_BYTES,
     ),
@@ -194,8 +204,8 @@ ROWS = [
             f"{UNET_STEP}, batch {batch}, on a GPU with TF32",
             ours("unet_step", {"batch": batch, "device": "cuda"}, CUPY_TF32="1"),  # the captured step goes here
             {
-                "torch eager": torch("unet_step", batch=batch, device="cuda", channels_last=True),
-                "torch compile": torch("unet_step", batch=batch, device="cuda", channels_last=True, compiled=True),
+                "torch eager": in_torch("unet_step", batch=batch, device="cuda", channels_last=True),
+                "torch compile": in_torch("unet_step", batch=batch, device="cuda", channels_last=True, compiled=True),
             },
             reach=1.3,
             hope=1.0,

@@ -60,8 +60,8 @@ class Side:
         """Take `count` steps one after the other: the median seconds of one, and what the last gave."""
         return self._ask(count)
 
-    def memory(self) -> float:
-        """Megabytes that the process has grown by since its imports, at the most so far (Linux; nan elsewhere)."""
+    def memory(self) -> float | None:
+        """Megabytes that the process has grown by since its imports, at the most so far; None but on Linux."""
         return self._ask("memory")
 
     def _ask(self, message: Any) -> Any:
@@ -79,7 +79,7 @@ def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
     make, arguments = connection.recv()
     module, _, name = make.partition(":")
     function = getattr(importlib.import_module(module), name)
-    before = _megabytes("VmRSS")
+    before = _megabytes("VmRSS") or 0.0
     step = function(**arguments)
     connection.send("ready")
     while True:
@@ -87,7 +87,7 @@ def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
             message = connection.recv()
         except EOFError:
             return
-        connection.send(_megabytes("VmHWM") - before if message == "memory" else _timed(step, message))
+        connection.send(_growth(before) if message == "memory" else _timed(step, message))
 
 
 def _timed(step: Step, count: int) -> tuple[float, float]:
@@ -99,8 +99,13 @@ def _timed(step: Step, count: int) -> tuple[float, float]:
     return statistics.median(seconds), value
 
 
-def _megabytes(name: str) -> float:
+def _growth(before: float) -> float | None:
+    most = _megabytes("VmHWM")
+    return most and most - before
+
+
+def _megabytes(name: str) -> float | None:
     """A figure of this process's memory as Linux keeps it: VmRSS is now, VmHWM the largest so far."""
     status = pathlib.Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(name)), float("nan"))
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(name)), None)

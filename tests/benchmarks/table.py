@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.benchmarks.roofline import Limits
 
-HEAD = ["row", "ours", "peer", "ratio", "(of turns)", "reach", "hope", "memory", "ratio", "limit", "fastest peer"]
+HEAD = ["row", "ours", "peer", "ratio", "(of turns)", "reach", "hope", "memory", "/ peer", "limit", "fastest peer"]
 
 
 def terminal(rows: Sequence[Mapping[str, Any]], limits: Limits) -> str:
@@ -57,7 +57,7 @@ def meaning(limits: Limits) -> list[str]:
     flops, bandwidth = f"{limits.flops / 1e9:.0f} GFLOP/s", f"{limits.bandwidth / 1e9:.0f} GB/s"
     text = [
         "ratio: ours / the fastest peer's time, of medians; then the least and the most of single turns. Below 1 ours",
-        "is faster. memory: what our process grew by at the most; then the ratio to the peer's.",
+        "is faster. memory: what our process grew by at the most, and that / the peer's.",
         f"limit: how near ours comes to the machine's limit, {flops} in a large matrix product or {bandwidth} to and",
         "from memory. Convolutions count as if done directly; Winograd's way takes fewer multiplications, so it may",
         "exceed 100 %.",

@@ -34,7 +34,7 @@ def take_turns(sides: Mapping[str, Any], repeats: int, tick: Callable[[], None])
         for name, side in sides.items():
             time.sleep(REST)
             seconds[name].append(side.go(count)[0])
-        count = max(1, int(TURN / max(taken[-1] for taken in seconds.values())))
+        count = max(1, round(TURN / max(taken[-1] for taken in seconds.values())))
         if turn >= 0:
             tick()
     return {name: taken[WARM_UPS:] for name, taken in seconds.items()}
@@ -52,7 +52,7 @@ def compare(row: Row, repeats: int, limits: Limits, tick: Callable[[], None]) ->
 
 
 def summary(
-    row: Row, seconds: Mapping[str, list[float]], memory: Mapping[str, float], limits: Limits
+    row: Row, seconds: Mapping[str, list[float]], memory: Mapping[str, float | None], limits: Limits
 ) -> dict[str, Any]:
     """A row's figures: medians in seconds, ratios of ours to the fastest peer, memory in megabytes, share of limits.
 
@@ -67,7 +67,7 @@ def summary(
         ratios = [a / b for a, b in zip(seconds["ours"], seconds[best], strict=True)]
         figures |= {"peer_name": best, "peer": medians[best], "ratio": medians["ours"] / medians[best]}
         figures |= {"ratio_min": min(ratios), "ratio_max": max(ratios), "peer_memory": memory.get(best)}
-        figures |= {"memory_ratio": memory["ours"] / memory[best] if memory else None}
+        figures |= {"memory_ratio": memory["ours"] / memory[best] if memory.get(best) else None}
         figures |= {"all_peers": {name: medians[name] for name in peers}}
     flops, moved = row.flops(), row.moved
     if flops or moved:
