@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(rows: list[Row], repeats: int, limits: roofline.Limits) -> list[dict[str, Any]]:
-    """The figures of each row, a progress bar meanwhile; a row that cannot run here has the "problem" instead."""
+    """The figures of each row, a progress bar meanwhile; a row that cannot run or dies has a "problem" instead."""
     from tqdm import tqdm
 
     figures, total = [], sum(min(repeats, row.most) for row in rows)
@@ -83,8 +83,11 @@ def run(rows: list[Row], repeats: int, limits: roofline.Limits) -> list[dict[str
             if problem := row.problem():
                 figures.append({"id": row.id, "work": row.work, "problem": problem})
                 bar.update(turns)
-            else:
+                continue
+            try:
                 figures.append(compare(row, turns, limits, bar.update))
+            except ChildProcessError as error:  # the rows after it are worth having all the same
+                figures.append({"id": row.id, "work": row.work, "problem": str(error)})
     return figures
 
 

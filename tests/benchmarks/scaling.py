@@ -3,13 +3,18 @@
     seconds = c x^a,   a fitted by least squares of log seconds on log x
 
 Twice the images or pixels should take twice as long, a = 1, and twice the width up to four times, a = 2, since a
-convolution's work grows with the square of its channels and all else with the channels alone.
+convolution's work grows with the square of its channels and all else with the channels alone. Only attention grows
+with the square of the pixels, and the U-Net attends in the middle alone, where the resolution is a quarter. The first
+points carry the time that a step takes at any size, most of it Python's own, which makes a smaller: the slope between
+the last two points is nearer to what large work does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,32 +25,36 @@ from tinydiff.nn import UNetConfig
 
 FIGURE = pathlib.Path(__file__).with_name("scaling.png")
 SMALL: dict[str, Any] = {"batch": 16, "size": 32, "base": 32}
-POINTS = {"batch": (8, 16, 32, 64), "base": (16, 32, 64, 128), "size": (16, 32, 64, 128)}
+POINTS = {"batch": (8, 16, 32, 64, 128), "base": (16, 32, 64, 128), "size": (16, 32, 64, 96)}
 """What is varied, all else as in SMALL: images in a batch, channels of the first level, height and width in pixels."""
 LABELS = {"batch": "images in the batch", "base": "channels of the first level", "size": "pixels of an image"}
 
 
-def main(repeats: int = 5) -> None:
+def main(repeats: int = 7) -> None:
     """Measure, print the exponents, and save the figure."""
     from tqdm import tqdm
 
-    curves = {}
-    for name, values in POINTS.items():
-        with tqdm(values, desc=name, bar_format="{desc:8} {bar:30} {elapsed}") as bar:
-            curves[name] = [seconds_of(SMALL | {name: value}, repeats) for value in bar]
+    with tqdm(total=len(POINTS) * repeats, desc="scaling", bar_format="{desc} |{bar:30}| {elapsed}") as bar:
+        curves = {name: curve(name, repeats, bar.update) for name in POINTS}
     for name, seconds in curves.items():
-        steps = ", ".join(f"{x}: {s:.3f}" for x, s in zip(amounts(name), seconds, strict=True))
-        print(f"{LABELS[name]:28} exponent {exponent(amounts(name), seconds):.2f}   (seconds by number: {steps})")
+        times = ", ".join(f"{x}: {s:.3f} s" for x, s in zip(amounts(name), seconds, strict=True))
+        fits = exponent(amounts(name), seconds), exponent(amounts(name)[-2:], seconds[-2:])
+        print(f"{LABELS[name]:28} exponent {fits[0]:.2f}, of the last two points {fits[1]:.2f}   ({times})")
     draw(curves, FIGURE)
     print(f"drawn in {FIGURE}")
 
 
-def seconds_of(point: Mapping[str, Any], repeats: int) -> float:
-    """The median seconds of a training step of a U-Net of two levels without attention."""
-    config = UNetConfig(base=point["base"], multipliers=(1, 2), blocks=1, attention=())
-    task = Task("tests.benchmarks.ours:unet_step", {"batch": point["batch"], "size": point["size"], "config": config})
-    with Side(task) as side:
-        return float(np.median(take_turns({"ours": side}, repeats, lambda: None)["ours"]))
+def curve(name: str, repeats: int, tick: Callable[[], Any]) -> list[float]:
+    """The median seconds of a training step at each point, which take turns."""
+    with contextlib.ExitStack() as stack:
+        sides = {str(value): stack.enter_context(Side(task(SMALL | {name: value}))) for value in POINTS[name]}
+        return [statistics.median(seconds) for seconds in take_turns(sides, repeats, tick).values()]
+
+
+def task(point: Mapping[str, Any]) -> Task:
+    """Training steps of a U-Net of three levels, one block each."""
+    config = UNetConfig(base=point["base"], multipliers=(1, 2, 2), blocks=1, attention=())
+    return Task("tests.benchmarks.ours:unet_step", {"batch": point["batch"], "size": point["size"], "config": config})
 
 
 def amounts(name: str) -> list[int]:

@@ -64,6 +64,13 @@ def test_rows_run_and_are_written(toys, tmp_path, capsys):
     assert line.startswith(f"| counting | {row['ratio']:.2f} (") and " s" not in line and " ms" not in line
 
 
+def test_a_row_that_dies_does_not_end_the_others(capfd):
+    dying = toy("dying", ours=Task("tests.benchmarks.test_side:no_such_function"))
+    first, second = command.run([dying, toy()], 1, LIMITS)
+    assert first["problem"].startswith("the process of tests.benchmarks.test_side:no_such_function ended")
+    assert "AttributeError" in capfd.readouterr().err and second["ours"] >= 0
+
+
 def test_only_the_named_rows_run(toys, capsys):
     command.main(["asked"])
     out = capsys.readouterr().out
