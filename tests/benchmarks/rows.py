@@ -187,6 +187,7 @@ ROWS = [
         both_layouts("sample"),
         reach=1.3,
         flops=lambda: 50 * 2 * digits_forward_flops(64),
+        most=5,  # each is a hundred passes
     ),
     Row(
         "jax",
