@@ -32,7 +32,7 @@ from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, WEIGHTINGS
 from tinydiff.nn import UNetConfig
 from tinydiff.rng import Rng
-from tinydiff.train import Training, TrainSettings, steps_in, train
+from tinydiff.train import LossAt, Training, TrainSettings, steps_in, train
 from tinydiff.workers import Share
 
 WEIGHTS, ORDER, NOISE, PICTURES = range(4)
@@ -196,13 +196,8 @@ def run(
     """Train this recipe in this folder, from the start or from what its checkpoint holds, and draw the pictures."""
     rng = Rng(recipe.seed)
     digits = mnist.load(recipe.data)
-    batches = Batches(digits.images, digits.labels, batch_size=recipe.batch_size, rng=rng.at(ORDER))
     model = PixelDiffusion(recipe.model(digits), rng.at(WEIGHTS))
-
-    def loss_at(step: int, rng: Rng, share: Share) -> Tensor:
-        images, labels = (share.of(a) for a in batches.at(step - 1))
-        x_0 = backend.to_device(image.to_signed(random_shift(images, recipe.shift, rng.at(0))[..., None]))
-        return model.loss(x_0, rng.at(1), labels if recipe.class_conditional else None)
+    loss_at = loss_of(model, recipe, digits, rng.at(ORDER))
 
     if options.minutes is not None:
         steps = steps_in(options.minutes, model, loss_at, recipe.settings(), rng.at(NOISE), recipe.batch_size)
@@ -236,6 +231,18 @@ def run(
     image.loss_curve(folder / "loss.png", range(1, training.step + 1), training.losses.tolist())
     print(f"The digits are in {folder / 'samples.png'}; how they came out of noise: film_strip.png, denoising.gif.")
     print(f"Draw more:\n  {cli.command(pathlib.Path(__file__).with_name('sample.py'), folder, '--n', 64)}")
+
+
+def loss_of(model: PixelDiffusion, recipe: Recipe, digits: mnist.Digits, order: Rng) -> LossAt:
+    """The loss of a share of a step's batch: images drawn in this order, each moved by a random shift."""
+    batches = Batches(digits.images, digits.labels, batch_size=recipe.batch_size, rng=order)
+
+    def loss_at(step: int, rng: Rng, share: Share) -> Tensor:
+        images, labels = (share.of(a) for a in batches.at(step - 1))
+        x_0 = backend.to_device(image.to_signed(random_shift(images, recipe.shift, rng.at(0))[..., None]))
+        return model.loss(x_0, rng.at(1), labels if recipe.class_conditional else None)
+
+    return loss_at
 
 
 def draw(model: PixelDiffusion, rng: Rng, n: int, steps: int) -> Iterator[np.ndarray]:

@@ -42,14 +42,15 @@ class TorchBlock(nn.Module):
 
 
 class TorchUNet(nn.Module):
-    """Takes x (B, C, H, W) and t (B,); no patches, classes or context."""
+    """Takes x (B, C, H, W), t (B,) and labels (B,), -1 or None for no label; no context."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
-        self.config, embedding = config, 4 * config.base
+        self.config, embedding, pixels = config, 4 * config.base, config.channels * config.patch**2
         widths = [config.base * m for m in config.multipliers]
         self.inner, self.outer = nn.Linear(config.base, embedding), nn.Linear(embedding, embedding)
-        self.conv_in = nn.Conv2d(config.channels, widths[0], 3, padding=1)
+        self.label = nn.Embedding(config.classes + 1, embedding) if config.classes else None
+        self.conv_in = nn.Conv2d(pixels, widths[0], 3, padding=1)
         self.down, self.up, skips = nn.ModuleList(), nn.ModuleList(), [widths[0]]
         for i, width in enumerate(widths):
             for _ in range(config.blocks):
@@ -67,14 +68,20 @@ class TorchUNet(nn.Module):
             if i:
                 self.up.append(nn.Conv2d(width, width, 3, padding=1))
         self.norm_out = nn.GroupNorm(config.groups, widths[0])
-        self.conv_out = nn.Conv2d(widths[0], config.channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], pixels, 3, padding=1)
 
-    def forward(self, x, t):
+    def embed(self, t, label, dtype):
         half = self.config.base // 2
-        omega = 10_000.0 ** (-torch.arange(half, dtype=x.dtype) / half)
-        angles = t.to(x.dtype)[:, None] * omega
-        emb = F.silu(self.outer(F.silu(self.inner(torch.cat([angles.sin(), angles.cos()], 1)))))
-        h = self.conv_in(x)
+        omega = 10_000.0 ** (-torch.arange(half, dtype=dtype, device=t.device) / half)
+        angles = t.to(dtype)[:, None] * omega
+        emb = self.outer(F.silu(self.inner(torch.cat([angles.sin(), angles.cos()], 1))))
+        if self.label is not None:
+            emb = emb + self.label((torch.full_like(t, -1) if label is None else label) + 1)
+        return F.silu(emb)
+
+    def forward(self, x, t, label=None):
+        emb = self.embed(t, label, x.dtype)
+        h = self.conv_in(to_patches(x, self.config.patch))
         skips = [h]
         for layer in self.down:
             h = layer(h, emb) if isinstance(layer, TorchBlock) else layer(h)
@@ -86,7 +93,21 @@ class TorchUNet(nn.Module):
                 h = layer(torch.cat([h, skips.pop()], 1), emb)
             else:
                 h = layer(F.interpolate(h, scale_factor=2, mode="nearest"))
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return from_patches(self.conv_out(F.silu(self.norm_out(h))), self.config.patch)
+
+
+def to_patches(x, f: int):
+    """(B, C, f H, f W) -> (B, f² C, H, W). PyTorch's channels are (C, f, f), ours (f, f, C)."""
+    if f == 1:
+        return x
+    return F.pixel_unshuffle(x, f).unflatten(1, (-1, f * f)).transpose(1, 2).flatten(1, 2)
+
+
+def from_patches(x, f: int):
+    """What to_patches took."""
+    if f == 1:
+        return x
+    return F.pixel_shuffle(x.unflatten(1, (f * f, -1)).transpose(1, 2).flatten(1, 2), f)
 
 
 def torch_name(name: str) -> str:
@@ -102,8 +123,13 @@ def torch_name(name: str) -> str:
 
 
 def to_torch_layout(name: str, array) -> torch.Tensor:
-    """Our kernels are (kh, kw, in, out) and matrices (in, out); PyTorch's are (out, in, kh, kw) and (out, in)."""
+    """Our kernels are (kh, kw, in, out) and matrices (in, out); PyTorch's are (out, in, kh, kw) and (out, in).
+
+    The rows of an embedding are the same in both.
+    """
     tensor = torch.from_numpy(array)
+    if name == "label.weight":
+        return tensor
     if tensor.ndim == 4:
         return tensor.permute(3, 2, 0, 1).contiguous()
     if tensor.ndim == 2:

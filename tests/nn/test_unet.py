@@ -102,6 +102,7 @@ def test_gradients_on_every_device(device):
     [
         (UNetConfig(base=16, blocks=1, attention=(1, 2), heads=2), (16, 16)),
         (UNetConfig(channels=3, base=16, multipliers=(1, 2), attention=(), groups=4), (8, 12)),
+        (UNetConfig(channels=3, base=16, multipliers=(1, 2), blocks=1, attention=(), classes=3, patch=2), (8, 12)),
     ],
 )
 def test_forward_and_every_gradient_equal_those_of_pytorch(config, size, dtype, bound):
@@ -111,15 +112,16 @@ def test_forward_and_every_gradient_equal_those_of_pytorch(config, size, dtype, 
     model = made(config, dtype)
     peer = twin(model, torch.float32 if dtype is np.float32 else torch.float64)
     images, g = draw(3, *size, config.channels, dtype=dtype), draw(3, *size, config.channels, seed=1, dtype=dtype)
+    label = np.array([2, -1, 0]) if config.classes else None
     x = Tensor(images, requires_grad=True)
-    y = model(x, T_BATCH)
+    y = model(x, T_BATCH, label)
     y.backward(g)
 
     def channels_first(a):
         return torch.from_numpy(a).permute(0, 3, 1, 2)
 
     peer_x = channels_first(images).requires_grad_()
-    peer_y = peer(peer_x, torch.from_numpy(T_BATCH))
+    peer_y = peer(peer_x, torch.from_numpy(T_BATCH), None if label is None else torch.from_numpy(label))
     peer_y.backward(channels_first(g))
     assert_close(y, peer_y.detach().permute(0, 2, 3, 1).numpy(), rtol=bound)
     assert_close(x.grad, peer_x.grad.permute(0, 2, 3, 1).numpy(), rtol=bound)
