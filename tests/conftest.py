@@ -1,11 +1,14 @@
 """The devices that tests run on: NumPy, NumPy in many small pieces, the strict double of CuPy, and CuPy."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests import strict_double
 from tinydiff import backend
+
+os.environ.setdefault("TINYDIFF_COMPILED", "0")  # test_compiled.py turns it on
 
 
 @pytest.fixture(params=["cpu", "cpu-pieces", "double", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -6,7 +6,6 @@ given as a function, which the engine calls only if it is wanted.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from tinydiff.autograd import op
@@ -126,33 +125,69 @@ def gelu(x: Array) -> Any:
 
 @elementwise
 def _sigmoid(xp: Any, x: Array) -> Array:
-    return 0.5 * xp.tanh(0.5 * x) + 0.5
+    s = xp.tanh(0.5 * x)
+    s *= 0.5
+    s += 0.5
+    return s
 
 
 @elementwise
 def _silu(xp: Any, x: Array) -> Array:
     half = 0.5 * x
-    return half * xp.tanh(half) + half
+    y = xp.tanh(half)
+    y *= half
+    y += half
+    return y
 
 
 @elementwise
 def _silu_vjp(xp: Any, g: Array, x: Array) -> Array:
-    s = 0.5 * xp.tanh(0.5 * x) + 0.5
-    return g * s * (1 + x * (1 - s))
+    """g s (1 + x (1 − s)) with s the sigmoid."""
+    s = xp.tanh(0.5 * x)
+    s *= 0.5
+    s += 0.5
+    slope = 1.0 - s
+    slope *= x
+    slope += 1.0
+    slope *= s
+    slope *= g
+    return slope
 
 
-_GELU = math.sqrt(2 / math.pi)
+# The derivative of gelu's u = √(2/π) (x + 0.044715 x³) is √(2/π) (1 + 3 · 0.044715 x²); here are the products.
 
 
 @elementwise
 def _gelu(xp: Any, x: Array) -> Array:
-    return 0.5 * x * (1 + xp.tanh(_GELU * (x + 0.044715 * x * x * x)))
+    u = x * x
+    u *= 0.035677408136300125
+    u += 0.7978845608028654
+    u *= x
+    y = xp.tanh(u)
+    y += 1.0
+    y *= x
+    y *= 0.5
+    return y
 
 
 @elementwise
 def _gelu_vjp(xp: Any, g: Array, x: Array) -> Array:
-    t = xp.tanh(_GELU * (x + 0.044715 * x * x * x))
-    return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * _GELU * (1 + 3 * 0.044715 * x * x))
+    """g/2 (1 + t) (1 + x (1 − t) u') with t = tanh u, as 1 − t² = (1 + t) (1 − t)."""
+    square = x * x
+    u = 0.035677408136300125 * square
+    u += 0.7978845608028654
+    u *= x
+    t = xp.tanh(u)
+    slope = 0.10703222440890038 * square
+    slope += 0.7978845608028654
+    slope *= x
+    slope *= 1.0 - t
+    slope += 1.0
+    t += 1.0
+    slope *= t
+    slope *= 0.5
+    slope *= g
+    return slope
 
 
 # -------------------------------------------------------------------------------- choosing and limiting
