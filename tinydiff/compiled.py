@@ -26,14 +26,16 @@ f32, i32 = np.float32, np.int32
 # ------------------------------------------------------------------ what a formula finds in its argument xp
 
 
-@intrinsic
-def _float_of_bits(context: Any, bits: Any) -> Any:
-    """The float32 whose bits are those of an int32."""
+def _bitcast(context: Any, bits: Any) -> Any:
+    """How to make the float32 whose bits are those of an int32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
 
     return kinds.float32(kinds.int32), generate
+
+
+_float_of_bits: Any = intrinsic(_bitcast)
 
 
 @jit
