@@ -1,0 +1,319 @@
+"""What a GPU replays is what the function computes: products, training steps, samplers; and what it must refuse."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tests import double_graph, strict_double
+from tests.helpers import assert_close
+from tinydiff import Rng, backend
+from tinydiff.backend import captured, to_device
+
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # which says that nothing was captured
+
+
+@pytest.fixture
+def double(monkeypatch):
+    strict_double.install(monkeypatch)
+    with backend.use_device("cuda"):
+        yield strict_double.module
+
+
+@pytest.fixture(params=["double", pytest.param("cuda", marks=pytest.mark.gpu)])
+def graphs(request, monkeypatch):
+    """Run the test on each device that has graphs."""
+    if request.param == "double":
+        strict_double.install(monkeypatch)
+    elif problem := backend.device_problem("cuda"):
+        pytest.skip(problem)
+    with backend.use_device("cuda"):
+        yield request.param
+
+
+def numbers(*shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+# ------------------------------------------------------------------------------------------- functions
+
+
+def polynomial(x, y):
+    xp = backend.array_module(x)
+    z = xp.exp(x) * y[:, None] + xp.concatenate([x[:, 1:], x[:, :1]], 1)
+    z[0] = 2 * y[0]
+    z -= z.mean(axis=0)
+    return z, z.sum()
+
+
+def test_a_captured_function_gives_what_the_function_gives(device):
+    replayed = captured(polynomial)
+    for n, columns in enumerate([4, 4, 4, 5, 4, 5, 5, 5]):
+        x, y = numbers(3, columns, seed=n), numbers(3, seed=-n % 7)
+        for actual, expected in zip(replayed(to_device(x), to_device(y)), polynomial(x, y), strict=True):
+            assert_close(actual, np.asarray(expected), atol=1e-5)
+
+
+def test_the_host_works_twice_for_each_shape_and_dtype(graphs):
+    calls = []
+
+    @captured
+    def double_it(x):
+        calls.append((x.shape, x.dtype))
+        return x + x
+
+    for _ in range(5):
+        for x in (numbers(2), numbers(3), numbers(2, dtype=np.float64)):
+            assert_close(double_it(to_device(x)), x + x)
+    assert len(calls) == 6 and len(set(calls)) == 3
+
+
+def test_on_the_cpu_a_call_is_a_call():
+    count = itertools.count()
+    replayed = captured(lambda x: x + next(count))
+    assert [replayed(np.zeros(())).item() for _ in range(4)] == [0, 1, 2, 3]
+
+
+def test_numbers_are_baked_in_and_arguments_are_not(graphs):
+    count = itertools.count()
+    replayed = captured(lambda x: x + next(count))
+    assert [replayed(to_device(np.full((), 10.0 * i))).item() for i in range(4)] == [0, 11, 21, 31]
+
+
+def test_what_a_function_writes_to_is_written_once_a_call(device):
+    total = to_device(np.zeros(2, np.float32))
+
+    @captured
+    def add(x):
+        total[...] = total + x
+        return total
+
+    for i in range(1, 6):
+        assert_close(add(to_device(np.full(2, i, np.float32))), np.full(2, i * (i + 1) / 2, np.float32))
+
+
+def test_an_argument_may_be_missing(device):
+    replayed = captured(lambda x, y: x if y is None else x + y)
+    x = numbers(2)
+    for y in (None, x, None, x, None, x):
+        expected = x if y is None else x + y
+        assert_close(replayed(to_device(x), None if y is None else to_device(y)), expected)
+
+
+def test_a_captured_function_within_another_belongs_to_its_graph(device):
+    inner = captured(lambda x: x * 2)
+    outer = captured(lambda x: inner(x) + 1)
+    for i in range(4):
+        assert_close(outer(to_device(np.full(2, i, np.float32))), np.full(2, 2 * i + 1, np.float32))
+
+
+# -------------------------------------------------------------------------------------------- products
+
+LAYOUTS = {
+    "rows": lambda xp, x: x,
+    "columns": lambda xp, x: xp.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2),
+    "part of rows": lambda xp, x: xp.concatenate([x, x, x], -1)[..., x.shape[-1] : 2 * x.shape[-1]],
+    "part of columns": lambda xp, x: LAYOUTS["part of rows"](xp, x.swapaxes(-1, -2)).swapaxes(-1, -2),
+    "backwards": lambda xp, x: x[..., ::-1, :],
+    "last first": lambda xp, x: x[::-1],
+    "with gaps": lambda xp, x: xp.concatenate([x, x], -1)[..., ::2],
+    "one row": lambda xp, x: xp.broadcast_to(x[..., :1, :] if x.size else x, x.shape),
+}
+SHAPES = [
+    ((3, 4), (4, 5)), ((1, 4), (4, 5)), ((3, 1), (1, 5)), ((3, 4), (4, 1)), ((1, 1), (1, 1)), ((0, 4), (4, 5)),
+    ((3, 0), (0, 5)), ((2, 3, 4), (2, 4, 5)), ((2, 3, 4), (4, 5)), ((3, 4), (2, 4, 5)), ((2, 1, 3, 4), (6, 4, 5)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layouts", list(itertools.product(LAYOUTS, repeat=2)), ids="-".join)
+def test_products(layouts, dtype, graphs):
+    def product(a, b):
+        xp = backend.array_module(a)
+        return backend.product(LAYOUTS[layouts[0]](xp, a), LAYOUTS[layouts[1]](xp, b))
+
+    replayed = captured(product)
+    for shapes, seed in itertools.product(SHAPES, range(3)):
+        a, b = (numbers(*shape, seed=seed, dtype=dtype) for shape in shapes)
+        bound = 1e-6 if dtype == np.float32 else 1e-14
+        assert_close(replayed(to_device(a), to_device(b)), product(a, b), rtol=bound)
+
+
+def test_products_of_heads_transposed_and_summed(device):
+    """As in attention and in a Linear layer's gradient."""
+
+    @captured
+    def products(x, g):
+        q = x.reshape(2, 3, 2, 4).transpose(0, 2, 1, 3)
+        return backend.matmul(q, q.swapaxes(-1, -2)), backend.matmul_transposed(x, g), backend.sum_rows(g)
+
+    for seed in range(3):
+        x, g = numbers(6, 8, seed=seed), numbers(6, 5, seed=10 + seed)
+        q = x.reshape(2, 3, 2, 4).transpose(0, 2, 1, 3)
+        scores, transposed, total = products(to_device(x), to_device(g))
+        assert_close(scores, q @ q.swapaxes(-1, -2), rtol=1e-6)
+        assert_close(transposed, x.T @ g, rtol=1e-6)
+        assert_close(total, g.sum(axis=0), rtol=1e-6)
+
+
+def test_a_product_is_written_where_it_should_be(device):
+    a, b, wide = numbers(3, 4), numbers(4, 5), to_device(np.zeros((3, 7), np.float32))
+    out = to_device(np.zeros((3, 5), np.float32))
+
+    @captured
+    def product(a, b):
+        assert backend.product(a, b, out=out) is out
+        backend.product(a, b, out=wide[:, 1:6])
+        return out
+
+    for factor in (1, 2, 3):
+        assert_close(product(to_device(factor * a), to_device(b)), factor * a @ b, rtol=1e-6)
+        assert_close(wide, np.pad(factor * a @ b, ((0, 0), (1, 1))), rtol=1e-6)
+
+
+def test_tf32_is_asked_for(monkeypatch):
+    monkeypatch.setenv("CUPY_TF32", "0")  # put back at the end, whatever the backend writes there
+    monkeypatch.setenv("TINYDIFF_TF32", "1")
+    strict_double.install(monkeypatch)
+    with backend.use_device("cuda"):
+        a, b = numbers(30, 40), numbers(40, 50)
+        product = captured(lambda a, b: backend.matmul(a, b))(to_device(a), to_device(b))
+    assert backend.os.environ["CUPY_TF32"] == "1"
+    assert_close(product, a @ b, rtol=2e-3)
+    with pytest.raises(AssertionError, match="largest error"):
+        assert_close(product, a @ b, rtol=1e-5)
+
+
+def test_without_cublas_all_runs_as_it_is(double, monkeypatch):
+    def not_there(xp):
+        raise OSError("libcublas.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(backend, "_cublas", not_there)
+    product = captured(lambda a: backend.matmul(a, a))
+    a = numbers(3, 3)
+    with pytest.warns(RuntimeWarning) as caught:
+        for factor in (1, 2, 3):
+            assert_close(product(to_device(factor * a)), factor**2 * a @ a, rtol=1e-6)
+    assert [str(w.message).split(":")[0] for w in caught] == [
+        "cuBLAS cannot be called directly, as CUDA graphs need",
+        "<lambda> runs without a CUDA graph, more slowly",
+    ]
+
+
+# -------------------------------------------------------------------------------------- what is refused
+
+
+REFUSED = {
+    "a number": lambda x: x * x.sum().item(),
+    "a choice": lambda x: x if x[0] > 0 else -x,
+    "to the host": lambda x: to_device(backend.to_numpy(x) * 2),
+    "to the device": lambda x: x + to_device(np.ones(3, np.float32)),
+}
+REFUSED_BY_THE_DOUBLE = {
+    "CuPy's own product": lambda x: (x[:, None] @ x[None, :]).sum(axis=0),
+    "random numbers": lambda x: x * 0 + Rng(0).normal((3,)),
+    "a mask": lambda x: x[x > -100] + 0,
+    "a list as index": lambda x: x[[2, 1, 0]],
+    "many arrays": lambda x: backend.array_module(x).stack([x] * 9)[0],
+}
+
+
+def check_refused(function):
+    refused = captured(function)
+    refused_before = to_device(numbers(3))
+    first = backend.to_numpy(refused(refused_before))
+    with pytest.warns(RuntimeWarning, match=r"<lambda> runs without a CUDA graph, more slowly: .*captur"):
+        assert_close(refused(refused_before), first)
+    x = to_device(numbers(3, seed=5))
+    assert_close(refused(x), backend.to_numpy(function(x)))
+    fine = captured(lambda x: x + 1)  # and nothing is left over of the failure
+    for i in range(3):
+        assert_close(fine(to_device(np.full(3, i, np.float32))), np.full(3, i + 1, np.float32))
+
+
+@pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED)
+def test_what_a_graph_cannot_hold_runs_as_it_is_and_says_so(function, graphs):
+    check_refused(function)
+
+
+@pytest.mark.parametrize("function", REFUSED_BY_THE_DOUBLE.values(), ids=REFUSED_BY_THE_DOUBLE)
+def test_the_double_refuses_more(function, double):
+    check_refused(function)
+
+
+def test_an_error_while_recording_is_an_error_of_the_function(graphs):
+    calls = itertools.count()
+
+    def fails(x):
+        if next(calls):
+            raise ValueError("no such digit")
+        return x
+
+    replayed = captured(fails)
+    replayed(to_device(numbers(2)))
+    with pytest.warns(RuntimeWarning, match="no such digit"), pytest.raises(ValueError, match="no such digit"):
+        replayed(to_device(numbers(2)))
+
+
+def test_a_value_is_looked_at_where_it_can_be(device):
+    seen = []
+
+    @captured
+    def look(x):
+        seen.append(backend.value_range(x))
+        return x + 0
+
+    for _ in range(3):
+        look(to_device(np.array([3, -2, 5])))
+    assert seen == ([(-2, 5)] * 3 if backend.device() == "cpu" else [None] * 2)
+    assert backend.value_range(to_device(np.array([3, -2, 5]))) == (-2, 5)
+    assert backend.value_range(to_device(np.array([], np.int64))) is None
+
+
+# ------------------------------------------------------------------------------ the double is as strict
+
+
+def test_the_double_runs_nothing_while_it_records(double):
+    x, stream, pool = to_device(np.ones(2, np.float32)), double.cuda.Stream(non_blocking=True), double.cuda.MemoryPool()
+    with double.cuda.using_allocator(pool.malloc), stream:
+        stream.begin_capture()
+        y = x + 1
+        x[0] = 5.0
+        graph = stream.end_capture()
+    assert np.isnan(y.get()).all() and x.get().tolist() == [1, 1]
+    graph.launch()
+    assert y.get().tolist() == [2, 2] and x.get().tolist() == [5, 1]
+    graph.launch()
+    assert y.get().tolist() == [6, 2]
+    del pool
+    with pytest.raises(RuntimeError, match="given back"):
+        graph.launch()
+
+
+def test_the_double_wants_reserved_memory_and_a_stream_of_its_own(double):
+    x, stream = to_device(np.ones(2, np.float32)), double.cuda.Stream(non_blocking=True)
+    with pytest.raises(RuntimeError, match="default"):
+        double.cuda.get_current_stream().begin_capture()
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="not reserved"):
+            x + 1
+        stream.end_capture()
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="waiting for a value"):
+            float(x[0])
+        with pytest.raises(RuntimeError, match="Invalidated"):
+            stream.end_capture()
+
+
+def test_the_doubles_cuda_exists_in_cupy():
+    cupy = pytest.importorskip("cupy", reason="checked where CuPy is installed")
+    for name in vars(double_graph.make_cuda()):
+        assert hasattr(cupy.cuda, name), name
+    for name in ("begin_capture", "end_capture", "ptr"):
+        assert hasattr(cupy.cuda.Stream, name) or name == "ptr", name
+    for name in ("malloc", "free_all_blocks"):
+        assert hasattr(cupy.cuda.MemoryPool, name), name
+    assert hasattr(cupy.cuda.Graph, "launch") and hasattr(cupy.cuda.Device, "cublas_handle")
+    assert callable(cupy.get_default_memory_pool) and callable(cupy.cuda.runtime.runtimeGetVersion)
