@@ -9,6 +9,7 @@ from tests import double_graph, strict_double
 from tests.helpers import assert_close
 from tinydiff import Rng, backend
 from tinydiff.backend import captured, to_device
+from tinydiff.nn import Embedding, TimeEmbedding
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # which says that nothing was captured
 
@@ -154,6 +155,25 @@ def test_products_of_heads_transposed_and_summed(device):
         assert_close(scores, q @ q.swapaxes(-1, -2), rtol=1e-6)
         assert_close(transposed, x.T @ g, rtol=1e-6)
         assert_close(total, g.sum(axis=0), rtol=1e-6)
+
+
+def test_times_and_labels(device):
+    """The tables that they are looked up in are on the device before, and nobody looks at their values."""
+    time, label = TimeEmbedding(6, 5, Rng(0)), Embedding(4, 5, Rng(1))
+
+    def embedded(t, rows):
+        total = time(t) + label(rows)
+        total.backward(total.data)
+        gradient = label.weight.grad
+        label.weight.grad = None
+        return total.data, gradient
+
+    replayed = captured(embedded)
+    for seed in range(4):
+        draw = np.random.default_rng(seed).integers
+        t, rows = to_device(draw(1, 1000, 7)), to_device(draw(0, 4, 7))
+        for actual, expected in zip(replayed(t, rows), embedded(t, rows), strict=True):
+            assert_close(actual, backend.to_numpy(expected), rtol=1e-6)
 
 
 def test_a_product_is_written_where_it_should_be(device):
