@@ -1,5 +1,6 @@
 """What a GPU replays is what the function computes: products, training steps, samplers; and what it must refuse."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 
 from tests import double_graph, strict_double
 from tests.helpers import assert_close
-from tinydiff import Rng, backend
+from tinydiff import Rng, Tensor, backend, ops, train
 from tinydiff.backend import captured, to_device
-from tinydiff.nn import Embedding, TimeEmbedding
+from tinydiff.nn import Embedding, Linear, Module, TimeEmbedding
+from tinydiff.optim import AdamW
+from tinydiff.train import Training, TrainSettings
+from tinydiff.workers import DrawnLoss, Share, Workers
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # which says that nothing was captured
 
@@ -337,3 +341,126 @@ def test_the_doubles_cuda_exists_in_cupy():
         assert hasattr(cupy.cuda.MemoryPool, name), name
     assert hasattr(cupy.cuda.Graph, "launch") and hasattr(cupy.cuda.Device, "cublas_handle")
     assert callable(cupy.get_default_memory_pool) and callable(cupy.cuda.runtime.runtimeGetVersion)
+
+
+# -------------------------------------------------------------------------------------------- training
+
+SETTINGS = TrainSettings(steps=20, lr=0.05, warmup=5, ema_decay=0.9, weight_decay=0.01, max_norm=0.5)
+BATCH = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class NoConfig:
+    pass
+
+
+class Regression(Module):
+    """Two layers that learn a function of noisy points, told a time and a label."""
+
+    kind, config = "regression", NoConfig()
+
+    def __init__(self):
+        self.inner, self.outer = Linear(3, 8, Rng(3)), Linear(8, 1, Rng(4))
+        self.calls, self.spoilt_step = 0, 0
+
+    def draw(self, step, rng, share):
+        x = rng.at(0).normal((BATCH, 3))
+        factor = np.float32(np.inf if step == self.spoilt_step else step)
+        return x, to_device(np.full((BATCH, 1), factor)), None
+
+    def loss_of(self, x, factor, nothing):
+        self.calls += 1
+        assert nothing is None
+        return ops.mse_loss(self.outer(ops.silu(self.inner(Tensor(x)))), Tensor(ops.cos(x[:, :1] * factor).data))
+
+    loss = property(lambda self: DrawnLoss(self.draw, self.loss_of))
+
+
+def start(path, settings=SETTINGS):
+    return Training(Regression(), settings, path / "checkpoint.npz", {})
+
+
+def go(training, loss_at, **options):
+    train.train(training, loss_at, Rng(7), batch_size=BATCH, resume_with="the command", **options)
+
+
+def state(training):
+    optimiser = training.optimiser
+    arrays = (optimiser.vector, optimiser.m, optimiser.v, training.ema.average, training.losses)
+    return [backend.to_numpy(a).copy() for a in arrays]
+
+
+def test_training_is_the_same_captured_or_not(tmp_path, device):
+    """The batch, a number that draws give, the learning rate and the bias corrections change from step to step."""
+    plain, replayed = start(tmp_path / "plain"), start(tmp_path / "replayed")
+    go(plain, lambda *which: plain.model.loss(*which))
+    go(replayed, replayed.model.loss)
+    for actual, expected in zip(state(replayed), state(plain), strict=True):
+        assert_close(actual, expected, rtol=0 if backend.device() == "cpu" else 1e-4)
+    assert plain.model.calls == SETTINGS.steps
+    assert replayed.model.calls == (SETTINGS.steps if backend.device() == "cpu" else 2)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 13])
+def test_a_captured_run_resumes_to_the_last_bit(stop_at, tmp_path, device):
+    """Also where the step that was replayed is a first step after the resumption, which runs as it is."""
+    whole, first, second = (start(tmp_path / name) for name in ("whole", "broken", "broken"))
+    go(whole, whole.model.loss)
+
+    def dies(step, rng, share):
+        if step == stop_at:
+            raise ConnectionError
+        return first.model.draw(step, rng, share)
+
+    with pytest.raises(ConnectionError):
+        go(first, DrawnLoss(dies, first.model.loss_of), save_every=0)
+    second.restore(*train.checkpoint.load(tmp_path / "broken", "regression"))
+    assert second.step == stop_at - 1
+    go(second, second.model.loss)
+    for actual, expected in zip(state(second), state(whole), strict=True):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 9])
+def test_a_captured_gradient_that_is_not_finite(step, tmp_path, device):
+    """The loss shows it first; the gradient too is named, and the weights stay as they were."""
+    good = start(tmp_path / "good", dataclasses.replace(SETTINGS, steps=max(1, step - 1), final_lr=SETTINGS.lr))
+    bad = start(tmp_path / "bad", dataclasses.replace(SETTINGS, final_lr=SETTINGS.lr))
+    if step > 1:
+        go(good, good.model.loss)
+    bad.model.spoilt_step = step
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=f"the loss is nan at step {step}"):
+        go(bad, bad.model.loss, save_every=0)
+    for actual, expected in zip(state(bad)[:4], state(good)[:4], strict=True):
+        assert_close(actual, expected)
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(FloatingPointError, match=r"the gradient of \w+\.weight is not finite"),
+    ):
+        bad.optimiser.step_along_gradient(0.1)
+    assert_close(bad.optimiser.vector, state(good)[0])
+
+
+def test_a_recording_that_fails_half_way_leaves_no_gradient(graphs):
+    """Gradients that backward left before it failed were never computed: they must not be added to."""
+    model = Regression()
+    optimiser = AdamW(model.parameters())
+
+    def of(x, factor, nothing):
+        loss = model.loss_of(x, factor, nothing)
+        if model.calls == 2:
+            loss.backward()
+            raise ValueError("half-way")
+        return loss
+
+    loss = DrawnLoss(lambda step, share: model.draw(step, Rng(1).at(step), share), of)
+    with Workers(optimiser, loss, BATCH, 1) as workers:
+        workers.backward(1)
+        with pytest.warns(RuntimeWarning, match="half-way"):
+            value = workers.backward(2)
+    gradient = backend.to_numpy(optimiser.gradient).copy()
+    plain = model.loss_of(*model.draw(2, Rng(1).at(2), Share()))
+    plain.backward()
+    optimiser.gather()
+    assert value == pytest.approx(plain.item(), rel=1e-5)
+    assert_close(gradient, backend.to_numpy(optimiser.gradient), rtol=1e-5)
