@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import backend, checkpoint, cli, image
-from tinydiff.autograd import Tensor
+from tinydiff.backend import Array
 from tinydiff.data import mnist
 from tinydiff.data.augment import random_shift
 from tinydiff.data.loader import Batches
@@ -32,8 +32,8 @@ from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, WEIGHTINGS
 from tinydiff.nn import UNetConfig
 from tinydiff.rng import Rng
-from tinydiff.train import LossAt, Training, TrainSettings, steps_in, train
-from tinydiff.workers import Share
+from tinydiff.train import Training, TrainSettings, steps_in, train
+from tinydiff.workers import DrawnLoss, Share
 
 WEIGHTS, ORDER, NOISE, PICTURES = range(4)
 """The names of the run's random streams: rng.at(WEIGHTS) draws the first weights, and so on."""
@@ -233,16 +233,16 @@ def run(
     print(f"Draw more:\n  {cli.command(pathlib.Path(__file__).with_name('sample.py'), folder, '--n', 64)}")
 
 
-def loss_of(model: PixelDiffusion, recipe: Recipe, digits: mnist.Digits, order: Rng) -> LossAt:
+def loss_of(model: PixelDiffusion, recipe: Recipe, digits: mnist.Digits, order: Rng) -> DrawnLoss:
     """The loss of a share of a step's batch: images drawn in this order, each moved by a random shift."""
     batches = Batches(digits.images, digits.labels, batch_size=recipe.batch_size, rng=order)
 
-    def loss_at(step: int, rng: Rng, share: Share) -> Tensor:
+    def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array | None, ...]:
         images, labels = (share.of(a) for a in batches.at(step - 1))
         x_0 = backend.to_device(image.to_signed(random_shift(images, recipe.shift, rng.at(0))[..., None]))
-        return model.loss(x_0, rng.at(1), labels if recipe.class_conditional else None)
+        return model.draw(x_0, rng.at(1), labels if recipe.class_conditional else None)
 
-    return loss_at
+    return DrawnLoss(draw_at, model.loss_of)
 
 
 def draw(model: PixelDiffusion, rng: Rng, n: int, steps: int) -> Iterator[np.ndarray]:

@@ -11,6 +11,7 @@ wrong here:
   list (`__index__` is missing), only after int().
 - Assigning takes an array or a number: not a tuple, a list or a NumPy array.
 - A function given to `fuse` sees stand-ins that know operators and elementwise functions, and no shape or index.
+- A CUDA graph holds kernels, and nothing that the host does (double_graph.py).
 
 What it cannot show: kernels that do not compile, rounding, races between threads (add.at, repeated indices in an
 assignment), an index out of range (CuPy wraps it around and says nothing).
@@ -26,6 +27,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from tests import double_graph
+from tests.double_graph import refuse
 
 UFUNCS = [
     "abs", "absolute", "add", "arctan2", "bitwise_and", "bitwise_or", "bitwise_xor", "ceil", "cos", "cosh",
@@ -77,6 +81,7 @@ GENERATOR_METHODS = {
     "binomial": "size", "integers": "size dtype endpoint", "random": "size dtype out",
     "standard_normal": "size dtype out", "uniform": "size",
 }  # fmt: skip
+IN_PLACE = {"copyto", "ndarray.fill", "ndarray.sort"}
 FUSED_FUNCTIONS = {*UFUNCS, "where", "clip"}
 
 _INDEXLESS = (int, float, complex, np.generic)
@@ -104,8 +109,28 @@ def _call(name: str, function: Callable[..., Any], keywords: str, args: Any, set
     """Call a NumPy function on the arrays inside, if its keywords are allowed."""
     if unknown := set(settings) - set(keywords.split()):
         raise TypeError(f"{name} of the strict double takes no {sorted(unknown)}; does CuPy's?")
-    result = function(*_unwrap(args), **{key: _unwrap(value) for key, value in settings.items()})
+    plain, plain_settings = _unwrap(args), {key: _unwrap(value) for key, value in settings.items()}
+    reads = [*_arrays(plain), *_arrays(plain_settings.values()), *_arrays([getattr(function, "__self__", None)])]
+    _refuse_what_a_graph_cannot_hold(name, reads)
+    in_place = settings.get("out") is not None or name in IN_PLACE
+    result = double_graph.run(lambda: function(*plain, **plain_settings), reads, in_place)
     return settings["out"] if settings.get("out") is not None else _wrap(result)
+
+
+def _arrays(values: Any) -> list[np.ndarray]:
+    """The NumPy arrays among values, and in the lists and tuples among them."""
+    found = [_arrays(v) if isinstance(v, (list, tuple)) else [v] for v in values]
+    return [v for some in found for v in some if isinstance(v, np.ndarray)]
+
+
+def _refuse_what_a_graph_cannot_hold(name: str, reads: list[np.ndarray]) -> None:
+    name = name.removeprefix("ndarray.")
+    if name in ("matmul", "dot", "tensordot", "einsum") and max(x.ndim for x in reads) > 1:
+        refuse("calling cuBLAS API", NotImplementedError)
+    if name in ("concatenate", "stack") and len(reads) > 8:
+        refuse("moving the addresses of many arrays to the device")  # CuPy then joins them in one kernel
+    if name == "bincount" or name.startswith("Generator."):
+        refuse(name)
 
 
 class ndarray:  # noqa: N801 (CuPy's name)
@@ -118,6 +143,10 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
     # Moves to the host: by name only
 
+    def _on_host(self) -> np.ndarray:
+        refuse("waiting for a value")
+        return self._array
+
     def __array__(self, *args: Any, **settings: Any) -> Any:
         raise TypeError(
             "Implicit conversion to a NumPy array is not allowed. "
@@ -125,32 +154,36 @@ class ndarray:  # noqa: N801 (CuPy's name)
         )
 
     def get(self) -> np.ndarray:
-        return self._array.copy()
+        return self._on_host().copy()
 
     def item(self) -> Any:
-        return self._array.item()
+        return self._on_host().item()
 
     def tolist(self) -> Any:
-        return self._array.tolist()
+        return self._on_host().tolist()
 
     def __bool__(self) -> bool:
-        return bool(self._array)
+        return bool(self._on_host())
 
     def __int__(self) -> int:
-        return int(self._array)
+        return int(self._on_host())
 
     def __float__(self) -> float:
-        return float(self._array)
+        return float(self._on_host())
 
     def __repr__(self) -> str:
-        return repr(self._array)
+        return repr(self._on_host())
 
     def __format__(self, spec: str) -> str:
-        return format(self._array, spec)
+        return format(self._on_host(), spec)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (0, False), "version": 3}
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self._array.ctypes.data)
 
     # What NumPy asks when it meets one
 
@@ -175,17 +208,21 @@ class ndarray:  # noqa: N801 (CuPy's name)
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> ndarray:
-        return ndarray(self._array[_index(index)])
+        parts = _index(index)
+        if any(p.dtype == bool for p in _arrays(parts)):
+            refuse("counting what a mask picks")
+        return _wrap(double_graph.run(lambda: self._array[parts], [self._array]))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if isinstance(value, np.ndarray) and value.ndim:
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
         if not isinstance(value, (ndarray, np.ndarray, *_INDEXLESS)):
             raise TypeError(f"Unsupported type {type(value)}")
-        self._array[_index(index)] = value._array if isinstance(value, ndarray) else value
+        parts, plain = _index(index), value._array if isinstance(value, ndarray) else value
+        double_graph.run(lambda: self._array.__setitem__(parts, plain), (), in_place=True)
 
     def copy(self) -> ndarray:
-        return ndarray(self._array.copy())
+        return _wrap(double_graph.run(self._array.copy, [self._array]))
 
     __copy__ = copy
 
@@ -202,6 +239,8 @@ def _index(index: Any) -> Any:
     CuPy takes lists and NumPy arrays of whole numbers as indices (it copies them to the device).
     """
     parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(p, (list, np.ndarray)) for p in parts):
+        refuse("moving an index to the device")
     parts = tuple(p._array if isinstance(p, ndarray) else p for p in parts)
     return parts if any(p is Ellipsis for p in parts) else (*parts, ...)
 
@@ -282,13 +321,21 @@ def _fuse(function: Callable[..., Any] | None = None, *, kernel_name: str | None
             return function(*args)
         if not all(a is None or isinstance(a, (ndarray, *_INDEXLESS)) for a in args):
             raise TypeError(f"Invalid argument type for {kernel_name!r}: {[type(a) for a in args]}")
-        result = function(*(a if a is None else _Traced(_unwrap(a)) for a in args))
-        if not all(isinstance(r, _Traced) for r in (result if isinstance(result, tuple) else (result,))):
-            raise TypeError(f"Fusion function can't return {type(result)}")
-        values = [np.asarray(r._value).copy() for r in (result if isinstance(result, tuple) else (result,))]
-        return tuple(map(ndarray, values)) if isinstance(result, tuple) else ndarray(values[0])
+        return _wrap(double_graph.run(lambda: _fused_values(function, args), [_unwrap(a) for a in _doubles(args)]))
 
     return fused
+
+
+def _doubles(args: Any) -> list[ndarray]:
+    return [a for a in args if isinstance(a, ndarray)]
+
+
+def _fused_values(function: Callable[..., Any], args: Any) -> Any:
+    result = function(*(a if a is None else _Traced(_unwrap(a)) for a in args))
+    if not all(isinstance(r, _Traced) for r in (result if isinstance(result, tuple) else (result,))):
+        raise TypeError(f"Fusion function can't return {type(result)}")
+    values = tuple(np.asarray(r._value).copy() for r in (result if isinstance(result, tuple) else (result,)))
+    return values if isinstance(result, tuple) else values[0]
 
 
 def _function(name: str, keywords: str) -> Callable[..., Any]:
@@ -316,6 +363,7 @@ class _Generator:
     def __init__(self, bits: np.random.Philox):
         if not isinstance(bits, np.random.Philox):
             raise TypeError(f"a bit generator is needed, got {type(bits)}")
+        refuse("making a generator")
         self._generator = np.random.Generator(bits)
 
 
@@ -332,7 +380,10 @@ def _from_host(name: str) -> Callable[..., Any]:
     def function(x: Any, dtype: Any = None, **settings: Any) -> ndarray:
         if unknown := set(settings) - set(FUNCTIONS[name].split()):
             raise TypeError(f"{name} of the strict double takes no {sorted(unknown)}; does CuPy's?")
-        return ndarray(getattr(np, name)(x._array if isinstance(x, ndarray) else np.array(x), dtype, **settings))
+        if not isinstance(x, ndarray):
+            refuse("moving an array to the device")
+        plain = x._array if isinstance(x, ndarray) else np.array(x)
+        return _wrap(double_graph.run(lambda: getattr(np, name)(plain, dtype, **settings), [plain]))
 
     return function
 
@@ -348,7 +399,8 @@ def _sliding_window_view(x: ndarray, window_shape: Any, axis: Any = None) -> nda
 def _add_at(a: ndarray, indices: Any, b: Any = None) -> None:
     if not isinstance(b, (ndarray, *_INDEXLESS)):
         raise TypeError(f"Unsupported type {type(b)}")
-    np.add.at(a._array, _index(indices), _unwrap(b))
+    parts, plain = _index(indices), _unwrap(b)
+    double_graph.run(lambda: np.add.at(a._array, parts, plain), (), in_place=True)
 
 
 def _build_module() -> ModuleType:
@@ -364,6 +416,7 @@ def _build_module() -> ModuleType:
     for name in (*DTYPES, *CONSTANTS, "dtype", "iinfo", "finfo", "result_type", "broadcast_shapes", "generic"):
         setattr(cupy, name, getattr(np, name))
     cupy.add.at = _add_at
+    cupy.cuda, cupy.get_default_memory_pool = double_graph.make_cuda(), double_graph.MemoryPool
     cupy.ndarray, cupy.fuse = ndarray, _fuse
     cupy.random = SimpleNamespace(Generator=_Generator, Philox4x3210=np.random.Philox)
     cupy.lib = SimpleNamespace(
@@ -389,5 +442,8 @@ def install(monkeypatch: Any) -> None:
     """Put the double in CuPy's place for one test: `import cupy` gives the double, and "cuda" works."""
     from tinydiff import backend
 
+    library, workspace = double_graph.Cublas(), module.empty(16, module.uint8)
     monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(backend, "_cuda_problem", backend._cuda_problem.__wrapped__)  # not its remembered answer
+    monkeypatch.setattr(backend, "_cublas", lambda xp: (library, workspace))
+    for name in ("_cuda_problem", "_cublas_works"):  # not their remembered answers
+        monkeypatch.setattr(backend, name, functools.cache(getattr(backend, name).__wrapped__))

@@ -148,6 +148,19 @@ def norm_of(step):
     return math.sqrt(sum(float((g**2).sum()) for g in gradients(step).values()))
 
 
+def test_a_step_in_two_parts_is_a_step(device):
+    """Gathered gradients are forgotten by the parameters, and stay in the vector until the next gathering."""
+    whole, parts = parameters(), parameters()
+    one, two = AdamW(whole, weight_decay=0.1), AdamW(parts, weight_decay=0.1)
+    for n in range(4):
+        set_gradients(whole, n)
+        set_gradients(parts, n)
+        two.gather()
+        assert all(p.grad is None for p in parts.values())
+        assert one.step(0.1, max_norm=1.0) == two.step_along_gradient(0.1, max_norm=1.0)
+        assert_close(two.vector, to_numpy(one.vector))
+
+
 def test_a_step_returns_the_norm_of_the_whole_gradient(device):
     ps = parameters()
     optimiser = SGD(ps)

@@ -43,7 +43,7 @@ def train(count, steps=3):
         losses = []
         for step in range(1, steps + 1):
             losses.append(workers.backward(step))
-            optimiser.step(lr=0.1)
+            optimiser.step_along_gradient(lr=0.1)
     return np.array(losses), model.state_dict()
 
 

@@ -6,8 +6,10 @@ The only file that imports cupy. What the rest of the package asks of it:
     device(), use_device(name)   the device for new arrays: "cpu" or "cuda"
     to_device, to_numpy          the explicit moves between them; nothing else moves an array
     elementwise(formula)         one formula, evaluated in cache-sized blocks (NumPy), compiled (Numba), or fused (CuPy)
+    product                      a matrix product on one core, or on the device, also where it is captured
     matmul, parallel, ...        matrix products and loops over a batch, shared among the cores
     random_generator             the device's generator of random numbers
+    captured, value_range        a function that a GPU replays in one launch; a look at values, which it must not take
 
 On the CPU a large array costs more to move than to compute with. Work therefore goes block by block, each block
 small enough to stay in a core's cache while every step of a formula passes over it, and the blocks are spread over a
@@ -25,8 +27,10 @@ import math
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -58,6 +62,8 @@ def _cuda_problem() -> str | None:
         import cupy
     except ImportError as error:
         return f"CuPy is not installed ({error}); install it with: pip install -e '.[cuda12]' (or cuda13)"
+    if os.environ.get("TINYDIFF_TF32", "0") != "0":
+        os.environ["CUPY_TF32"] = "1"  # which CuPy reads at its first matrix product
     try:
         if int((cupy.arange(3) + 1).sum()) == 6:
             return None
@@ -295,11 +301,21 @@ def items_per_core(products_per_item: int) -> int:
     return max(1, _SHARED_PRODUCTS // max(1, products_per_item))
 
 
+def product(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a @ b on the core that calls, or on the device, written to `out` if that is given.
+
+    The way to multiply matrices in an op: a captured function cannot hold CuPy's own products.
+    """
+    if _in_captured.get() and _is_foreign(a) and a.dtype.kind == b.dtype.kind == "f":
+        xp = array_module(a, b)
+        return _cublas_matmul(a, b, out) if _cublas_works(xp) else xp.matmul(a, b, out=out)
+    return a @ b if out is None else array_module(a, b).matmul(a, b, out=out)
+
+
 def matmul(a: Array, b: Array) -> Array:
     """The product of matrices, batched over leading axes as NumPy does, its rows shared among the cores."""
-    xp = array_module(a, b)
-    if xp is not np or a.ndim < 2 or b.shape[-1] * a.size < 2 * _SHARED_PRODUCTS:
-        return xp.matmul(a, b)
+    if array_module(a, b) is not np or a.ndim < 2 or b.shape[-1] * a.size < 2 * _SHARED_PRODUCTS:
+        return product(a, b)
     shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     out = np.empty(shape, np.result_type(a, b))
     along = [m.ndim == len(shape) and m.shape[0] == shape[0] for m in (a, b)]
@@ -316,7 +332,7 @@ def matmul(a: Array, b: Array) -> Array:
 def matmul_transposed(a: Array, b: Array) -> Array:
     """aᵀ b for a (N, K) and b (N, M): the sum over rows of their outer products, rows shared among the cores."""
     grain = items_per_core(a.shape[1] * b.shape[1])
-    parts = parallel(lambda start, stop: a[start:stop].T @ b[start:stop], len(a), grain, on=a)
+    parts = parallel(lambda start, stop: product(a[start:stop].T, b[start:stop]), len(a), grain, on=a)
     return functools.reduce(lambda total, part: total + part, parts)
 
 
@@ -459,3 +475,179 @@ def _run_compiled(formula: Callable[..., Any], args: Any, outs: tuple[Array, ...
         loop(tuple(a.reshape((1,) * (3 - a.ndim) + a.shape) for a in pieces(start, stop)), numbers)
 
     parallel(work, rows, max(1, 2 * BLOCK * rows // math.prod(shape)))
+
+
+# ------------------------------------------------------------------------ one launch for a thousand kernels
+
+
+_in_captured: contextvars.ContextVar[bool] = contextvars.ContextVar("in_captured", default=False)
+
+
+def captured(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function of arrays one launch: on a CUDA device its kernels become a CUDA graph, which is replayed.
+
+    A kernel takes the host several microseconds to launch, and one of a small network takes the device fewer to run.
+    The first call with arrays of some shapes and dtypes runs as it is, and compiles what there is to compile; the
+    second records the graph; each from then on copies its arrays to the graph's own and launches it. On the CPU a call
+    is only a call.
+
+    function(*arrays) takes arrays, or None, and gives an array, or several in a tuple; it may write to arrays that live
+    as long as it does. The next call overwrites the results. What the host does happens once, while the graph is
+    recorded: a number of Python's is baked in, and so all that changes from call to call must be an argument, random
+    numbers too. Where the host would wait for a value, or move an array to the device or back, recording fails: a
+    RuntimeWarning says why, and the calls run as they are.
+    """
+    replays: dict[Any, Callable[..., Any] | None] = {}
+
+    @functools.wraps(function)
+    def run(*arrays: Array | None) -> Any:
+        xp = array_module(*arrays)
+        if xp is np or _in_captured.get():
+            return function(*arrays)
+        token = _in_captured.set(True)
+        try:
+            key = tuple(None if a is None else (a.shape, a.dtype.str) for a in arrays)
+            if key not in replays:
+                value = function(*arrays)
+                replays[key] = None
+                return value
+            replay = replays[key] = replays[key] or _record(xp, function, arrays)
+            return replay(*arrays)
+        finally:
+            _in_captured.reset(token)
+
+    return run
+
+
+def value_range(x: Array) -> tuple[int, int] | None:
+    """The smallest and the largest of some whole numbers, for a check.
+
+    None where there are none, and on a CUDA device inside of a captured function, where the host sees no values.
+    """
+    return None if not x.size or (_in_captured.get() and _is_foreign(x)) else (int(x.min()), int(x.max()))
+
+
+@dataclass(frozen=True)
+class _Replay:
+    """A CUDA graph with the arrays that it reads and writes, and the pool that keeps its memory from other uses."""
+
+    graph: Any
+    inputs: list[Array | None]
+    outputs: Any
+    pool: Any
+
+    def __call__(self, *arrays: Array | None) -> Any:
+        for target, a in zip(self.inputs, arrays, strict=True):
+            if target is not None:
+                target[...] = a
+        self.graph.launch()
+        return self.outputs
+
+
+def _record(xp: ModuleType, function: Callable[..., Any], arrays: tuple[Array | None, ...]) -> Callable[..., Any]:
+    """Record the kernels of function(*arrays), which do not run meanwhile; the function itself where that fails."""
+    xp.get_default_memory_pool().free_all_blocks()  # the first call's, or the two would take the memory twice
+    inputs = [None if a is None else xp.empty_like(a) for a in arrays]
+    pool, stream = xp.cuda.MemoryPool(), xp.cuda.Stream(non_blocking=True)
+    try:
+        with xp.cuda.using_allocator(pool.malloc), stream:
+            stream.begin_capture()
+            try:
+                outputs = function(*inputs)
+            except BaseException:
+                with contextlib.suppress(Exception):  # what failed may have spoilt the graph, too
+                    stream.end_capture()
+                raise
+            return _Replay(stream.end_capture(), inputs, outputs, pool)
+    except Exception as error:
+        name = getattr(function, "__name__", "a function")
+        warnings.warn(f"{name} runs without a CUDA graph, more slowly: {error}", RuntimeWarning, stacklevel=3)
+        return function
+
+
+@functools.cache
+def _cublas(xp: ModuleType) -> tuple[Any, Array]:
+    """The cuBLAS library that CuPy has loaded, and memory for it to work in: a graph needs it in one place."""
+    xp.cuda.Device().cublas_handle  # noqa: B018 (loads the library)
+    major = xp.cuda.runtime.runtimeGetVersion() // 1000
+    library = ctypes.CDLL(f"cublas64_{major}.dll" if sys.platform == "win32" else f"libcublas.so.{major}")
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    matrices = [pointer, number, number, ctypes.c_longlong]
+    factors, result = [pointer, *matrices, *matrices], [pointer, *matrices]
+    for name, kinds in {
+        "cublasSetStream_v2": [pointer, pointer],
+        "cublasSetWorkspace_v2": [pointer, pointer, ctypes.c_size_t],
+        "cublasGemmStridedBatchedEx": [pointer, *[number] * 5, *factors, *result, *[number] * 3],
+    }.items():
+        function = getattr(library, name)
+        function.argtypes, function.errcheck = kinds, _raise_failure
+    return library, xp.empty(32 << 20, xp.uint8)
+
+
+@functools.cache
+def _cublas_works(xp: ModuleType) -> bool:
+    """Whether our own call of cuBLAS gives the products that CuPy gives; tried once, on small whole numbers."""
+    a, b = xp.arange(6, dtype=xp.float32).reshape(2, 3), xp.arange(12, dtype=xp.float32).reshape(2, 2, 3)
+    try:
+        return bool((_cublas_matmul(a, b.swapaxes(1, 2)) == xp.matmul(a, b.swapaxes(1, 2))).all())
+    except (OSError, AttributeError, RuntimeError) as error:
+        warnings.warn(f"cuBLAS cannot be called directly, as CUDA graphs need: {error}", RuntimeWarning, stacklevel=2)
+        return False
+
+
+def _raise_failure(status: int, function: Any, arguments: Any) -> None:
+    if status:
+        raise RuntimeError(f"{function.__name__} gave the status {status} for {arguments}")
+
+
+def _cublas_matmul(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a @ b by a direct call of cuBLAS, which a CUDA graph can record, while CuPy refuses to call it then.
+
+    cuBLAS has the numbers of a column side by side, where our rows are. What it sees is the transpose of each matrix,
+    so that it is asked for (a b)ᵀ = bᵀ aᵀ.
+    """
+    xp, dtype = array_module(a, b), np.result_type(a.dtype, b.dtype)
+    rounded = os.environ.get("CUPY_TF32", "0") != "0"
+    number, kind, precision = {
+        np.float32: (ctypes.c_float, 0, 77 if rounded else 68),  # CUDA_R_32F, CUBLAS_COMPUTE_32F(_FAST_TF32)
+        np.float64: (ctypes.c_double, 1, 70),  # CUDA_R_64F, CUBLAS_COMPUTE_64F
+    }[dtype.type]
+    (n, k), m = a.shape[-2:], b.shape[-1]
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    out = xp.empty((*lead, n, m), dtype) if out is None else out
+    if not out.flags.c_contiguous:
+        return _write(_cublas_matmul(a, b), out)
+    if not k or not out.size:
+        out.fill(0)
+        return out
+
+    a, a_turned, a_pitch, a_step = _for_cublas(a.astype(dtype, copy=False), lead)
+    b, b_turned, b_pitch, b_step = _for_cublas(b.astype(dtype, copy=False), lead)
+    library, workspace = _cublas(xp)
+    handle = xp.cuda.Device().cublas_handle
+    library.cublasSetStream_v2(handle, xp.cuda.get_current_stream().ptr)
+    library.cublasSetWorkspace_v2(handle, workspace.data.ptr, workspace.nbytes)  # which setting a stream takes away
+    library.cublasGemmStridedBatchedEx(
+        handle, b_turned, a_turned, m, n, k,
+        ctypes.byref(number(1)), b.data.ptr, kind, b_pitch, b_step, a.data.ptr, kind, a_pitch, a_step,
+        ctypes.byref(number(0)), out.data.ptr, kind, m, n * m, len(a), precision, -1,
+    )  # fmt: skip
+    return out
+
+
+def _for_cublas(x: Array, lead: tuple[int, ...]) -> tuple[Array, int, int, int]:
+    """Matrices (..., N, M) broadcast to (lead, N, M), as cuBLAS takes them: copied only if their layout is another.
+
+    Gives them as (B, N, M), whether cuBLAS must turn what it sees (1) or not (0), and how many elements lie between
+    two rows (columns if turned) and between two matrices.
+    """
+    xp, (rows, columns) = array_module(x), x.shape[-2:]
+    x = xp.broadcast_to(x, (*lead, rows, columns)).reshape(-1, rows, columns)
+    step, row, column = (stride // x.itemsize for stride in x.strides)
+    rows_run = (column == 1 or columns == 1) and (row >= columns or rows == 1)
+    columns_run = (row == 1 or rows == 1) and (column >= rows or columns == 1)
+    if step < 0 or not (rows_run or columns_run):
+        return xp.ascontiguousarray(x), 0, columns, rows * columns
+    if rows_run:
+        return x, 0, columns if rows == 1 else row, step
+    return x, 1, rows if columns == 1 else column, step

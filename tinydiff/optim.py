@@ -60,19 +60,33 @@ class Optimiser:
         """Update the parameters once from their gradients, then forget the gradients.
 
         lr: the learning rate; max_norm: if the gradient's norm over all parameters is larger, it is scaled down to this
-        (Pascanu et al. 2013). Returns the norm before. Raises FloatingPointError, with nothing changed, if it is not
-        finite, naming the first parameter whose gradient is not; RuntimeError if a parameter was cut off.
+        (Pascanu et al. 2013). Returns the norm before. Raises FloatingPointError, with weights and memory as they were,
+        if it is not finite, naming the first parameter whose gradient is not; RuntimeError if a parameter was cut off.
         """
         self._check_views()
+        self.gather()
+        return self.step_along_gradient(lr, max_norm)
+
+    def gather(self) -> None:
+        """Copy the parameters' gradients into the vector `gradient`, then forget them."""
         for p, piece in self.pieces(self.gradient):
             piece[...] = 0 if p.grad is None else p.grad.reshape(-1)
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Leave the parameters without gradients."""
+        for p in self.parameters.values():
+            p.grad = None
+
+    def step_along_gradient(self, lr: float, max_norm: float = math.inf) -> float:
+        """The step that `step` takes, from what `gather` left in `gradient`."""
+        self._check_views()
         norm = float(self.gradient @ self.gradient) ** 0.5
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient of {self._first_bad()} is not finite")
         self.count += 1
         self._update(lr, min(1.0, max_norm / norm) if norm else 1.0)
         for p in self.parameters.values():
-            p.grad = None
             p.mark_changed()
         return norm
 
@@ -85,8 +99,8 @@ class Optimiser:
                 )
 
     def _first_bad(self) -> str:
-        for name, p in self.parameters.items():
-            if p.grad is not None and not bool(self._xp.isfinite(p.grad).all()):
+        for name, (_, piece) in zip(self.parameters, self.pieces(self.gradient), strict=True):
+            if not bool(self._xp.isfinite(piece).all()):
                 return name
         return "all parameters together (its square overflows)"
 

@@ -31,7 +31,7 @@ from tinydiff.autograd import Tensor
 from tinydiff.nn.module import Parameter
 from tinydiff.optim import EMA, AdamW, warmup_cosine
 from tinydiff.rng import Rng
-from tinydiff.workers import Share, Workers, shares_for
+from tinydiff.workers import DrawnLoss, Share, Workers, shares_for
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Training:
         self.processes: int | None = None
 
     def advance(self, loss: float) -> None:
-        """Take one gradient step, along the gradient of this loss that the parameters hold.
+        """Take one gradient step, along the gradient of this loss that the optimiser holds.
 
         Raises FloatingPointError, with the weights as they were, if the loss or its gradient is not finite.
         """
@@ -97,7 +97,7 @@ class Training:
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} at step {step}; {self._first_bad_weight()}")
         try:
-            self.optimiser.step(warmup_cosine(step, s.steps, s.lr, s.warmup, s.final_lr), s.max_norm)
+            self.optimiser.step_along_gradient(warmup_cosine(step, s.steps, s.lr, s.warmup, s.final_lr), s.max_norm)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} at step {step}, where the loss is {loss:.4g}") from None
         self.ema.update()
@@ -152,11 +152,17 @@ class Training:
             return loss_at(step, rng.at(step, share.index), share)
 
         self.model.train()
-        return Workers(self.optimiser, loss, batch_size, self.processes)
+        if not isinstance(loss_at, DrawnLoss):
+            return Workers(self.optimiser, loss, batch_size, self.processes)
+        draw, of = loss_at.draw, loss_at.of
+        drawn = DrawnLoss(lambda step, share: draw(step, rng.at(step, share.index), share), of)
+        return Workers(self.optimiser, drawn, batch_size, self.processes)
 
 
 LossAt = Callable[[int, Rng, Share], Tensor]
-"""loss_at(step, rng, share): the mean loss over a share of the batch of step 1, 2, ..., drawing only from rng."""
+"""loss_at(step, rng, share): the mean loss over a share of the batch of step 1, 2, ..., drawing only from rng.
+
+A DrawnLoss, which splits it in two, trains faster on a GPU."""
 
 
 def train(

@@ -43,6 +43,21 @@ class Share:
         return batch[n * self.index // self.count : n * (self.index + 1) // self.count]
 
 
+@dataclass(frozen=True)
+class DrawnLoss:
+    """A loss in two parts: what a step draws, and the loss of that, which draws nothing. Called, it does both.
+
+    draw(...): all that changes from step to step, as arrays on the device (or None). of(*arrays): the mean loss, by
+    nothing but ops on them and on the parameters, so that a CUDA device can replay it together with its gradient.
+    """
+
+    draw: Callable[..., tuple[Array | None, ...]]
+    of: Callable[..., Tensor]
+
+    def __call__(self, *args: Any) -> Tensor:
+        return self.of(*self.draw(*args))
+
+
 LossOfShare = Callable[[int, Share], Tensor]
 """loss(step, share): the mean loss over a share of the batch of this step."""
 
@@ -58,11 +73,14 @@ class Workers:
     """The processes that share a batch, this one among them; a context that ends the others.
 
     optimiser: of the model; its vector of parameters moves to shared memory. loss: of a share; the other processes are
-    copies of this one as it is now, and call it with the step's number and their share. count: how many processes.
+    copies of this one as it is now, and call it with the step's number and their share. On a CUDA device a DrawnLoss
+    and its gradient are replayed as one piece (`backend.captured`). count: how many processes.
     """
 
     def __init__(self, optimiser: Optimiser, loss: LossOfShare, batch_size: int, count: int):
         self.optimiser, self.loss, self.batch_size, self.count = optimiser, loss, batch_size, count
+        self._share = Share(0, count)
+        self._backward_drawn = backend.captured(self._backward_of_drawn)
         self.processes: list[Any] = []
         self._others: list[tuple[Connection, Array]] = []
 
@@ -91,12 +109,12 @@ class Workers:
         self.processes, self._others = [], []
 
     def backward(self, step: int) -> float:
-        """Leave the gradient of this step's loss in the parameters' `.grad`, and return the loss.
+        """Leave the gradient of this step's loss in the optimiser's vector `gradient`, and return the loss.
 
         Raises ChildProcessError if another process ended.
         """
         if self.count == 1:
-            return self._backward_share(step, Share())
+            return self._backward_share(step)
         try:
             return self._backward_shares(step)
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -107,36 +125,43 @@ class Workers:
         for connection, _ in self._others:
             connection.send(step)
         with backend.one_thread():
-            value = self._backward_share(step, Share(0, self.count))
+            value = self._backward_share(step)
         for connection, gradient in self._others:
             value += connection.recv()
-            for p, piece in self.optimiser.pieces(gradient):
-                p.grad = piece.reshape(p.shape).copy() if p.grad is None else p.grad + piece.reshape(p.shape)
+            self.optimiser.gradient += gradient
         return value
 
-    def _backward_share(self, step: int, share: Share) -> float:
-        """Add to the gradients those of a share's part of the loss, and return that part."""
-        items = len(share.of(range(self.batch_size)))
-        loss = self.loss(step, share) * (items / self.batch_size)
-        loss.backward()
-        return loss.item()
+    def _backward_share(self, step: int) -> float:
+        """Set the gradient to that of this process's part of the loss, and return that part."""
+        if isinstance(self.loss, DrawnLoss):
+            return self._backward_drawn(*self.loss.draw(step, self._share)).item()
+        return self._backward(self.loss(step, self._share)).item()
+
+    def _backward_of_drawn(self, *drawn: Array | None) -> Array:
+        assert isinstance(self.loss, DrawnLoss)
+        self.optimiser.forget_gradients()  # what a recording that failed half-way has left
+        return self._backward(self.loss.of(*drawn))
+
+    def _backward(self, loss: Tensor) -> Array:
+        items = len(self._share.of(range(self.batch_size)))
+        part = loss * (items / self.batch_size)
+        part.backward()
+        self.optimiser.gather()
+        return part.data
 
     def _work(self, share: Share, connection: Connection, gradient: Array, not_ours: list[Connection]) -> None:
         """What another process does: for each step it is sent, its share's gradient, until the first one is gone."""
         for other in not_ours:
             other.close()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process decides
+        self._share, self.optimiser.gradient = share, gradient
         with backend.one_thread():
             while True:
                 try:
                     step = connection.recv()
                 except EOFError:
                     return
-                value = self._backward_share(step, share)
-                for p, piece in self.optimiser.pieces(gradient):
-                    piece[...] = 0 if p.grad is None else p.grad.reshape(-1)
-                    p.grad = None
-                connection.send(value)
+                connection.send(self._backward_share(step))
 
 
 def _shared_like(vector: np.ndarray) -> np.ndarray:

@@ -107,6 +107,33 @@ def test_a_share_of_the_labels_is_hidden():
     assert abs(hidden.mean() - 0.1) < 0.02 and np.array_equal(seen[~hidden], label[~hidden])
 
 
+@pytest.mark.parametrize(("target", "weighting"), [("eps", "plain"), ("x0", "min-snr"), ("v", "min-snr")])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_drawn_for_the_loss(target, weighting, dtype, device):
+    """E18 and E17 from the same streams: what the network sees, what it should output, and how much that counts."""
+    config = dataclasses.replace(LABELLED, target=target, weighting=weighting, label_drop=0.5)
+    model, rng = stubbed(config), Rng(5)  # one whose output is 0
+    host = np.tanh(np.random.default_rng(1).normal(size=(40, 4, 8, 1))).astype(dtype)
+    x_0, label = backend.to_device(host), np.arange(40) % 3
+    drawn = model.draw(x_0, rng, label)
+    assert {backend.device_of(a) for a in drawn if a is not None} == {backend.device()}
+    x_t, t, wanted, seen, weight = (None if a is None else backend.to_numpy(a) for a in drawn)
+
+    eps, bar = backend.to_numpy(rng.at(1).normal_like(x_0)), alpha_bar(config)[t][:, None, None, None]
+    assert_close(x_t, (bar**0.5 * host + (1 - bar) ** 0.5 * eps).astype(dtype), rtol=1e-6)
+    v = bar**0.5 * eps - (1 - bar) ** 0.5 * host
+    assert_close(wanted, {"eps": eps, "x0": host, "v": v}[target].astype(dtype), rtol=1e-6)
+    assert set(seen[seen != label]) == {-1} and 0.2 < (seen == -1).mean() < 0.8
+    snr = bar / (1 - bar)
+    factor = np.minimum(snr, 5) / {"x0": 1, "v": snr + 1, "eps": snr}[target]
+    if weighting == "min-snr":
+        assert_close(weight, factor.astype(dtype), rtol=1e-5)
+    error = wanted**2 * (1 if weighting == "plain" else weight)
+    assert model.loss_of(*drawn).item() == pytest.approx(error.mean(), rel=1e-5)
+    assert model.loss(x_0, rng, label).item() == model.loss_of(*drawn).item()
+
+
+@pytest.mark.filterwarnings("ignore:network runs without a CUDA graph")  # this one looks at t on the host
 @pytest.mark.parametrize("T_steps", [("ddim", None), ("ddim", 50), ("ddim", 7), ("ddpm", None), ("ddpm", 9)])
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
 def test_a_network_that_knows_the_image_draws_it(device, T_steps, target):

@@ -17,9 +17,9 @@ from tinydiff.diffusion.gaussian import (
     target_of,
 )
 from tinydiff.diffusion.guidance import classifier_free, guided
-from tinydiff.diffusion.loss import draw_t, min_snr_weight, simple_loss, vlb_weight
+from tinydiff.diffusion.loss import draw_t, min_snr_weight, simple_loss, squared_error, vlb_weight
 from tinydiff.diffusion.samplers import ddim, ddpm, denoiser, last, reverse_log_density, timesteps
-from tinydiff.diffusion.schedule import Schedule
+from tinydiff.diffusion.schedule import Schedule, per_sample
 
 __all__ = [
     "Prediction",
@@ -37,12 +37,14 @@ __all__ = [
     "last",
     "log_density",
     "min_snr_weight",
+    "per_sample",
     "posterior",
     "predict",
     "q_sample",
     "reverse_log_density",
     "reverse_mean",
     "simple_loss",
+    "squared_error",
     "target_of",
     "timesteps",
     "vlb_weight",

@@ -48,8 +48,16 @@ def simple_loss(
     output = model(x_t, t)
     if output.shape != wanted.shape:
         raise ValueError(f"the model's output must have the shape of x_t, {wanted.shape}, got {output.shape}")
+    return squared_error(output, wanted, None if weight is None else per_sample(weight, output))
+
+
+def squared_error(output: Tensor, wanted: Array, weight: float | Array | None = None) -> Tensor:
+    """The mean of weight (output - wanted)², the last line of `simple_loss`, over the batch and all dimensions.
+
+    output, wanted: (B, ...). weight: a number, or (B, 1, ...) on their device. Returns a scalar Tensor. (E17)
+    """
     error = (output - wanted) ** 2
-    return (error if weight is None else error * per_sample(weight, error)).mean()
+    return (error if weight is None else error * weight).mean()
 
 
 def vlb_weight(t: int | Array, schedule: Schedule, variance: str = "beta") -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinydiff import checkpoint
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, to_device, to_numpy
+from tinydiff.backend import Array, captured, device_of, to_device, to_numpy
 from tinydiff.diffusion import (
     Schedule,
     classifier_free,
@@ -20,7 +20,10 @@ from tinydiff.diffusion import (
     denoiser,
     draw_t,
     min_snr_weight,
-    simple_loss,
+    per_sample,
+    q_sample,
+    squared_error,
+    target_of,
 )
 from tinydiff.files import PathLike
 from tinydiff.nn import Module, UNet, UNetConfig
@@ -87,6 +90,11 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
+def _beside(array: Array | None, x: Array) -> Array | None:
+    """An array, if there is one, on the device of another."""
+    return None if array is None else to_device(array, device_of(x))
+
+
 class PixelDiffusion(Module):
     """A U-Net that turns noise into images: its training loss (Algorithm 1) and its samplers.
 
@@ -126,15 +134,36 @@ class PixelDiffusion(Module):
         x_0: (B, H, W, C), float32 in [-1, 1]. label: (B,) whole numbers, if the model has classes. rng: the stream of
         this step. Raises ValueError for labels out of range, missing or not wanted.
         """
+        return self.loss_of(*self.draw(x_0, rng, label), rng=rng.at(3))
+
+    def draw(self, x_0: Array, rng: Rng, label: Array | None = None) -> tuple[Array | None, ...]:
+        """All that `loss` draws and looks up, the arguments of `loss_of`, on x_0's device; takes and raises the same.
+
+        Returns x_t and what the network should output (B, H, W, C), between them t (B,); then the label (B,), some of
+        them hidden, or None without classes, and the weight (B, 1, 1, 1), or None for the plain loss.
+        """
         target = self.config.target
         label = self._hide_some(self._checked(label, len(x_0)), rng.at(2))
-
         t = self._times(rng.at(0), len(x_0))
         eps = rng.at(1).normal_like(x_0)
-        weight = min_snr_weight(t, self.schedule, target=target) if self.config.weighting == "min-snr" else None
-        return simple_loss(
-            lambda x_t, t: self(x_t, t, label, rng.at(3)), x_0, t, eps, self.schedule, target=target, weight=weight
-        )
+        x_t, wanted = q_sample(x_0, t, eps, self.schedule), target_of(x_0, eps, t, self.schedule, target)
+        weight = None
+        if self.config.weighting == "min-snr":
+            weight = per_sample(min_snr_weight(t, self.schedule, target=target), x_0)
+        return x_t, _beside(t, x_0), wanted, _beside(label, x_0), weight
+
+    def loss_of(
+        self,
+        x_t: Array,
+        t: Array,
+        wanted: Array,
+        label: Array | None = None,
+        weight: Array | None = None,
+        *,
+        rng: Rng | None = None,
+    ) -> Tensor:
+        """The loss of what `draw` gave, the same each time unless rng is given, for dropout."""
+        return squared_error(self(x_t, t, label, rng), wanted, weight)
 
     def sample(
         self,
@@ -169,9 +198,15 @@ class PixelDiffusion(Module):
         label = self._checked(np.full(n, label) if isinstance(label, int) else label, n)
 
         self.eval()
-        model = classifier_free(lambda x_t, t: self(x_t, t, label), lambda x_t, t: self(x_t, t, None), guidance)
-        denoise = denoiser(model, self.schedule, self.config.target)
         x_T = rng.at(0).normal((n, *self.config.size, self.config.unet.channels))
+        label = _beside(label, x_T)
+        model = classifier_free(lambda x_t, t: self(x_t, t, label), lambda x_t, t: self(x_t, t, None), guidance)
+
+        @captured
+        def network(x_t: Array, t: Array) -> Array:
+            return model(x_t, t).data
+
+        denoise = denoiser(lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target)
         if sampler == "ddpm" and steps == self.schedule.T:
             states = ddpm(denoise, x_T, self.schedule, rng.at(1))
         else:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, device_of, to_device
+from tinydiff.backend import Array, array_module, to_device
 from tinydiff.nn.linear import Linear
 from tinydiff.nn.module import Module, Parameter
 from tinydiff.rng import Rng
@@ -31,10 +33,14 @@ def sinusoidal(t: Array, channels: int, longest: float = 10_000) -> Array:
     """
     if channels % 2:
         raise ValueError(f"a sinusoidal embedding needs an even number of channels, got {channels}")
-    half = channels // 2
-    omega = to_device(longest ** (-np.arange(half) / half), device_of(t))
-    angles = t[:, None] * omega
+    angles = t[:, None] * _frequencies(channels // 2, longest, array_module(t))
     return ops.concat([ops.sin(angles), ops.cos(angles)]).data
+
+
+@functools.cache
+def _frequencies(n: int, longest: float, library: ModuleType) -> Array:
+    """longest^(−i/n) for i < n, kept in the arrays of a library: a captured function may not move them there."""
+    return library.asarray(longest ** (-np.arange(n) / n))
 
 
 class TimeEmbedding(Module):

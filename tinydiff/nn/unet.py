@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array
+from tinydiff.backend import Array, array_module, value_range
 from tinydiff.nn.attention import CrossAttention, SelfAttention
 from tinydiff.nn.conv import Conv2d, Downsample, Upsample
 from tinydiff.nn.embedding import Embedding, TimeEmbedding
@@ -114,7 +112,7 @@ class UNet(Module):
         self._check(x, t, label, context)
         emb = self.time(t)
         if self.label is not None:
-            emb = emb + self.label((np.full(len(x), -1) if label is None else label) + 1)
+            emb = emb + self.label((array_module(t).full(len(x), -1) if label is None else label) + 1)
         emb = ops.silu(emb)
 
         h = ops.space_to_depth(x, factor=self.config.patch) if self.config.patch > 1 else x
@@ -142,7 +140,8 @@ class UNet(Module):
                 raise ValueError(f"the {name} must be an array ({len(x)},), one for each image, got {value}")
         if label is not None and c.classes is None:
             raise ValueError("a label was given to a U-Net without classes")
-        if label is not None and not (-1 <= int(label.min()) and int(label.max()) < (c.classes or 0)):
+        found = None if label is None else value_range(label)
+        if found and not (-1 <= found[0] and found[1] < (c.classes or 0)):
             raise ValueError(f"labels must be in -1..{(c.classes or 0) - 1}, got {label}")
         width = None if context is None else context.shape[-1]
         if width != c.context:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinydiff import backend
 from tinydiff.autograd import Tensor, op
 from tinydiff.backend import Array, array_module
 
@@ -41,8 +42,8 @@ def take_rows(table: Array, *, rows: Array) -> Any:
     Raises IndexError for a row outside the table.
     """
     xp = array_module(table, rows)
-    if rows.size and not (0 <= int(rows.min()) and int(rows.max()) < len(table)):
-        raise IndexError(f"rows must be in 0..{len(table) - 1}, got {int(rows.min())}..{int(rows.max())}")
+    if (found := backend.value_range(rows)) and not (0 <= found[0] and found[1] < len(table)):
+        raise IndexError(f"rows must be in 0..{len(table) - 1}, got {found[0]}..{found[1]}")
 
     def vjp(g: Array) -> Array:
         d_table = xp.zeros_like(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinydiff.autograd import Tensor, op
-from tinydiff.backend import Array, array_module, elementwise
+from tinydiff.backend import Array, array_module, elementwise, value_range
 from tinydiff.ops.elementwise import exp
 from tinydiff.ops.reduce import mean
 from tinydiff.ops.softmax import log_softmax
@@ -52,8 +52,8 @@ def cross_entropy(logits: Tensor, labels: Array) -> Tensor:
     K = logits.shape[-1]
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"cross_entropy needs logits (B, K) and labels (B,), got {logits.shape} and {labels.shape}")
-    if labels.size and not (0 <= int(labels.min()) and int(labels.max()) < K):
-        raise ValueError(f"labels must be in 0..{K - 1}, got {int(labels.min())}..{int(labels.max())}")
+    if (found := value_range(labels)) and not (0 <= found[0] and found[1] < K):
+        raise ValueError(f"labels must be in 0..{K - 1}, got {found[0]}..{found[1]}")
     return -mean(_pick(log_softmax(logits), labels=labels))
 
 
