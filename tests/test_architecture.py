@@ -112,6 +112,18 @@ def test_models_and_diffusion_speak_of_no_device(path):
 
 
 @each_file
+def test_ops_multiply_matrices_where_a_captured_function_can(path):
+    """By backend.product or backend.matmul; np.matmul says that the arrays are NumPy's."""
+    if part(path) == "ops":
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+                vectors = path.name == "loss.py"  # an inner product is no call of cuBLAS's
+                assert vectors, f"line {node.lineno}: @"
+            if isinstance(node, ast.Attribute) and node.attr in ("matmul", "dot", "einsum", "tensordot"):
+                assert isinstance(node.value, ast.Name) and node.value.id in ("np", "backend"), f"line {node.lineno}"
+
+
+@each_file
 def test_no_exec_no_globals_no_passed_through_keywords(path):
     for node in ast.walk(tree(path)):
         assert not isinstance(node, ast.Global), f"line {node.lineno}: global"

@@ -472,15 +472,6 @@ def test_a_recording_that_fails_half_way_leaves_no_gradient(graphs):
 # ------------------------------------------------------------------------------------------- diffusion
 
 
-@pytest.fixture
-def unet_device(device, request):
-    """The device, where a U-Net can be captured, too."""
-    own = backend.device() == "cuda"
-    why = "convolution and GroupNorm multiply matrices without backend.product"
-    request.applymarker(pytest.mark.xfail(own, reason=why, strict=True))
-    return device
-
-
 UNET = UNetConfig(base=8, multipliers=(1, 2), blocks=1, attention=(1,), groups=4, heads=2, classes=2, patch=2)
 RECIPES = {
     "x0, weighted, with labels": PixelDiffusionConfig(
@@ -520,7 +511,7 @@ def trained(recipe, replay):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_diffusion_training_is_the_same_captured_or_not(recipe, unet_device):
+def test_diffusion_training_is_the_same_captured_or_not(recipe, device):
     weights, found, calls = trained(recipe, replay=True)
     expected, expected_found, _ = trained(recipe, replay=False)
     assert_close(weights, expected, rtol=1e-3)
@@ -536,7 +527,7 @@ def test_diffusion_training_is_the_same_captured_or_not(recipe, unet_device):
         ("eps, plain", {"sampler": "ddpm"}),
     ],
 )
-def test_samples_are_the_same_captured_or_not(recipe, how, unet_device, monkeypatch):
+def test_samples_are_the_same_captured_or_not(recipe, how, device, monkeypatch):
     model = diffusion(recipe)
     with no_grad():
         states = [backend.to_numpy(x).copy() for x in model.sample(3, Rng(3), **how)]

@@ -82,11 +82,11 @@ class Windows:
 
     def correlate(self, images: Array, kernel: Array, out: Array) -> None:
         """The convolution of the block's images, written to out (n, H, W, C')."""
-        array_module(images).matmul(self._windows(images), kernel, out=out.reshape(-1, out.shape[3]))
+        backend.product(self._windows(images), kernel, out=out.reshape(-1, out.shape[3]))
 
     def gradient(self, images: Array, g: Array) -> Array:
         """What the images and their outputs' gradient g add to the gradient of the kernel."""
-        return self._windows(images).T @ g.reshape(-1, g.shape[3])
+        return backend.product(self._windows(images).T, g.reshape(-1, g.shape[3]))
 
     def _windows(self, images: Array) -> Array:
         """The windows of the images: (n H W, kh kw C)."""
@@ -163,7 +163,7 @@ class Winograd:
         tiles, y = _tiles(g), self._buffer(0, 4, 4, Co)
         y.reshape(tiles.shape)[...] = tiles
         a_g = _both_axes(_AT.T, y, self._buffer(1, 6, 4, Co), self._buffer(2, 6, 6, Co))
-        return self._transformed(images).swapaxes(2, 3) @ a_g
+        return np.matmul(self._transformed(images).swapaxes(2, 3), a_g)
 
     def _transformed(self, images: Array) -> Array:
         """Bᵀ d B for all tiles of the images: (6, 6, N, C)."""

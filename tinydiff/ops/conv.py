@@ -127,7 +127,7 @@ def _bias_gradient(g: Array, bias: Array) -> Array:
     if bias.ndim == 1:
         return backend.sum_rows(g)
     pixels = g.reshape(len(g), -1, g.shape[-1])
-    return (array_module(g).ones((1, pixels.shape[1]), g.dtype) @ pixels)[:, 0]
+    return backend.product(array_module(g).ones((1, pixels.shape[1]), g.dtype), pixels)[:, 0]
 
 
 def _weight_gradient(x: Array, g: Array, shape: tuple[int, ...], stride: int, padding: int) -> Array:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.autograd import op
-from tinydiff.backend import Array, array_module, each_block, wide_pixels
+from tinydiff.backend import Array, array_module, each_block, product, wide_pixels
 
 
 @op
@@ -107,16 +107,16 @@ def _moments(images: Array, channels: int, groups: int, eps: float) -> tuple[Arr
 def _pixel_mean(images: Array) -> Array:
     """The mean over wide pixels, as a product with a row of ones: (n, N/f, f C) -> (n, 1, f C)."""
     rows = images.shape[1]
-    return array_module(images).full((1, rows), 1 / rows, images.dtype) @ images
+    return product(array_module(images).full((1, rows), 1 / rows, images.dtype), images)
 
 
 def _group_mean(x: Array, channels: int, groups: int) -> Array:
     """Replace each channel of (n, 1, f C) by the mean over its group and its neighbours."""
     members = _members(array_module(x), x.shape[2], channels, groups, x.dtype)
-    return (x @ members) @ (members.T * (groups / x.shape[2]))
+    return product(product(x, members), members.T * (groups / x.shape[2]))
 
 
-@functools.lru_cache
+@functools.cache  # for ever: a CUDA graph goes on to read it
 def _members(xp: Any, width: int, channels: int, groups: int, dtype: Any) -> Array:
     """Which group each channel of a wide pixel belongs to, as ones in a matrix (f C, groups)."""
     group = xp.arange(width) % channels // (channels // groups)
@@ -134,9 +134,9 @@ def layer_norm(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5) -> Any
     average = xp.full((C, 1), 1 / C, x.dtype)  # a product with it is the mean of each row
 
     def work(block: slice) -> None:
-        mean[block] = rows[block] @ average
+        mean[block] = product(rows[block], average)
         z = xp.subtract(rows[block], mean[block], out=y[block])
-        rstd[block] = 1 / xp.sqrt((z * z) @ average + eps)
+        rstd[block] = 1 / xp.sqrt(product(z * z, average) + eps)
         z *= rstd[block]
         z *= gamma
         z += beta
@@ -155,12 +155,12 @@ def _layer_norm_vjp(g: Array, x: Array, gamma: Array, mean: Array, rstd: Array) 
         x_hat *= rstd[block]
         g_x = g_block * x_hat
         h = xp.multiply(g_block, gamma, out=dx[block])
-        h -= g_block @ average_h
-        x_hat *= g_x @ average_h
+        h -= product(g_block, average_h)
+        x_hat *= product(g_x, average_h)
         h -= x_hat
         h *= rstd[block]
         ones = xp.ones((1, len(h)), x.dtype)
-        return xp.concatenate([ones @ g_x, ones @ g_block])
+        return xp.concatenate([product(ones, g_x), product(ones, g_block)])
 
     d_affine = sum(each_block(work, len(g), 4 * C * x.itemsize, on=x), start=xp.zeros((2, C), x.dtype))
     return dx.reshape(x.shape), d_affine[0], d_affine[1]

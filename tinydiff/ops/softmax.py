@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from tinydiff.autograd import Tensor, op
-from tinydiff.backend import Array, array_module, each_block
+from tinydiff.backend import Array, array_module, each_block, product
 
 
 @op
@@ -108,8 +108,8 @@ def _attend(q: Array, k: Array, v: Array, mask: Array | None, out: Array) -> Arr
         largest = weights.max(axis=-1, keepdims=True)
         weights -= largest
         xp.exp(weights, out=weights)
-        total = weights @ ones
-        xp.divide(weights @ v[block], total, out=out[block])
+        total = product(weights, ones)
+        xp.divide(product(weights, v[block]), total, out=out[block])
         log_z[block] = largest + xp.log(total)
 
     each_block(work, len(q), _bytes_per_item(q, k), on=q)
@@ -125,20 +125,20 @@ def _attend_vjp(g: Array, q: Array, k: Array, v: Array, mask: Array | None, y: A
         weights = _scores(q[block], k[block], penalty, block)
         weights -= log_z[block]
         xp.exp(weights, out=weights)
-        dv[block] = weights.swapaxes(-1, -2) @ g[block]
-        d_scores = g[block] @ v[block].swapaxes(-1, -2)
-        d_scores -= (g[block] * y[block]) @ ones
+        dv[block] = product(weights.swapaxes(-1, -2), g[block])
+        d_scores = product(g[block], v[block].swapaxes(-1, -2))
+        d_scores -= product(g[block] * y[block], ones)
         d_scores *= weights
         d_scores *= scale
-        dq[block] = d_scores @ k[block]
-        dk[block] = d_scores.swapaxes(-1, -2) @ q[block]
+        dq[block] = product(d_scores, k[block])
+        dk[block] = product(d_scores.swapaxes(-1, -2), q[block])
 
     each_block(work, len(q), _bytes_per_item(q, k), on=q)
 
 
 def _scores(q: Array, k: Array, penalty: Array | None, block: slice) -> Array:
     """Q Kᵀ/√d of one block, where a masked key has −1e30 for its score."""
-    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.swapaxes(-1, -2)
+    scores = product(q * (1 / math.sqrt(q.shape[-1])), k.swapaxes(-1, -2))
     if penalty is not None:
         scores += penalty[block]
     return scores
