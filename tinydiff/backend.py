@@ -616,7 +616,7 @@ def _cublas_matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     out = xp.empty((*lead, n, m), dtype) if out is None else out
     if not out.flags.c_contiguous:
-        return _write(_cublas_matmul(a, b), out)
+        return _write(out, _cublas_matmul(a, b))
     if not k or not out.size:
         out.fill(0)
         return out
