@@ -178,10 +178,15 @@ class AdamW(Adam):
         self.weight_decay = weight_decay
 
 
+# These work in place: on a large model each pass through memory counts.
+
+
 @elementwise
 def _sgd(xp: Any, theta: Array, u: Array, g: Array, lr: float, scale: float, momentum: float) -> Any:
-    u = momentum * u + scale * g
-    return theta - lr * u, u
+    u *= momentum
+    u += scale * g
+    theta -= lr * u
+    return theta, u
 
 
 @elementwise
@@ -198,9 +203,18 @@ def _adam(
     eps: float,
 ) -> Any:
     g = scale * g
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * (g * g)
-    return theta - rate * m / (xp.sqrt(v) + eps), m, v
+    m *= beta1
+    m += (1.0 - beta1) * g
+    v *= beta2
+    g *= g
+    g *= 1.0 - beta2
+    v += g
+    change = xp.sqrt(v)
+    change += eps
+    change = m / change
+    change *= rate
+    theta -= change
+    return theta, m, v
 
 
 def _state(count: int, memory: Mapping[str, Array]) -> dict[str, np.ndarray]:
@@ -271,4 +285,7 @@ class EMA:
 
 @elementwise
 def _move_towards(xp: Any, a: Array, b: Array, fraction: float) -> Array:
-    return a + fraction * (b - a)
+    change = b - a
+    change *= fraction
+    a += change
+    return a
