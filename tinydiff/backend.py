@@ -130,8 +130,10 @@ def array_module(*arrays: Any) -> ModuleType:
 
     Raises DeviceError when arrays of both are given.
     """
-    foreign = next((x for x in arrays if _is_foreign(x)), None)
-    if foreign is None:
+    for foreign in arrays:
+        if type(foreign) is not np.ndarray and _is_foreign(foreign):
+            break
+    else:
         return np
     if any(isinstance(x, np.ndarray) for x in arrays):
         raise DeviceError(
@@ -354,6 +356,14 @@ def wide_pixels(x: Array) -> Array:
     return x.reshape(B, pixels // f, f * C)
 
 
+def widened(v: Array, width: int) -> Array:
+    """Vectors (..., C) repeated along the last axis to the width of wide pixels, as what is combined with them."""
+    *lead, C = v.shape
+    wide = array_module(v).empty((*lead, width // C, C), v.dtype)
+    wide[...] = v[..., None, :]
+    return wide.reshape(*lead, width)
+
+
 # ----------------------------------------------------------------------- one formula, three ways to run
 
 
@@ -377,6 +387,9 @@ def elementwise(formula: Callable[..., Any]) -> Callable[..., Any]:
         xp = array_module(*args)
         if xp is not np:
             return _write(out, fused(xp)(*args))
+        size = max(a.size for a in args if isinstance(a, np.ndarray))
+        if size < SMALLEST_COMPILED <= BLOCK:
+            return _write(out, _evaluated(formula, args))
         shape = np.broadcast_shapes(*(a.shape for a in args if isinstance(a, np.ndarray)))
         compiles = _compiles(args, out, shape)
         if math.prod(shape) <= BLOCK and not compiles:
@@ -408,9 +421,14 @@ def _write(out: Any, value: Any) -> Any:
     if out is None:
         return value
     for target, v in zip(_as_tuple(out), _as_tuple(value), strict=True):
-        if not isinstance(v, np.ndarray) or v.ctypes.data != target.ctypes.data or v.strides != target.strides:
+        if not (v is target or _is_view_of_same(v, target)):
             target[...] = v
     return out
+
+
+def _is_view_of_same(a: Array, b: Array) -> bool:
+    """Whether two NumPy arrays are views of the same elements."""
+    return getattr(a, "base", None) is not None and (a.ctypes.data, a.strides) == (b.ctypes.data, b.strides)
 
 
 def _pieces(arrays: Any, shape: tuple[int, ...]) -> tuple[int, Callable[[int, int], list[Any]]]:

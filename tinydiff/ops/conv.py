@@ -119,7 +119,7 @@ def _correlate(
 def _add_bias(y: Array, bias: Array) -> Array:
     """Add one bias (C',) to all images, or each image's own (B, C'), in place."""
     rows, C = backend.wide_pixels(y), y.shape[3]
-    rows += array_module(y).tile(bias.reshape(-1, 1, C), (1, 1, rows.shape[2] // C))
+    rows += backend.widened(bias.reshape(-1, 1, C), rows.shape[2])
     return y
 
 
