@@ -124,7 +124,8 @@ class Winograd:
         self._view = np.lib.stride_tricks.as_strided(
             self._frame.pixels, (6, 6, *tiles, C), (sy, sx, sb, 4 * sy, 4 * sx, sc)
         )
-        self._whole = np.zeros((n, 4 * tiles[1], 4 * tiles[2], Co), x.dtype)
+        exact = (4 * tiles[1], 4 * tiles[2]) == (H, W)
+        self._whole = None if exact else np.zeros((n, 4 * tiles[1], 4 * tiles[2], Co), x.dtype)
         self._memory = np.empty((3, 36 * self._N * max(C, Co)), x.dtype)
 
     @staticmethod
@@ -148,16 +149,15 @@ class Winograd:
         Co = out.shape[3]
         m = np.matmul(self._transformed(images), kernel, out=self._buffer(1, 6, 6, Co))
         y = _both_axes(_AT, m, self._buffer(0, 4, 6, Co), self._buffer(1, 4, 4, Co))
-        exact = out.shape == self._whole.shape
-        tiles = _tiles(out if exact else self._whole)
+        tiles = _tiles(out if self._whole is None else self._whole)
         tiles[...] = y.reshape(tiles.shape)
-        if not exact:
+        if self._whole is not None:
             out[...] = self._whole[:, : out.shape[1], : out.shape[2]]
 
     def gradient(self, images: Array, g: Array) -> Array:
         """What the images and their outputs' gradient g add to the gradient of the kernel."""
         _, H, W, Co = g.shape
-        if g.shape != self._whole.shape:
+        if self._whole is not None:
             self._whole[:, :H, :W] = g
             g = self._whole
         tiles, y = _tiles(g), self._buffer(0, 4, 4, Co)
