@@ -21,6 +21,7 @@ from tinydiff.models import PixelDiffusion
 from tinydiff.nn import Module, UNet, UNetConfig
 from tinydiff.nn.module import Parameter
 from tinydiff.train import Training
+from tinydiff.workers import DrawnLoss, Workers, shares_for
 
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "train_mnist.py"
 UNET = UNetConfig()
@@ -71,12 +72,29 @@ def kernels(layers: int = 15, width: int = 272) -> dict[str, np.ndarray]:
 # ----------------------------------------------------------------------------------------------- the rows
 
 
-def unet_step(batch: int = 64, size: int = 32, config: UNetConfig = UNET, device: str = "cpu") -> Step:
-    """A training step of a U-Net: forward, mean squared error, backward, Adam; gives the loss."""
+def unet_step(
+    batch: int = 64, size: int = 32, config: UNetConfig = UNET, device: str = "cpu", processes: int = 1
+) -> Step:
+    """A training step of a U-Net, as the training loop takes it: forward, mean squared error, backward, Adam.
+
+    Gives the loss. processes: how many share the batch; 0 is as many as the training loop would have.
+    """
     backend.use_device(device).__enter__()  # for good: the process has nothing else to do
-    x, eps, t = images(batch, size)
-    model, x_t = unet(config), Tensor(backend.to_device(x))
-    return training_step(model, lambda: ops.mse_loss(model(x_t, t), backend.to_device(eps)))
+    x, eps, t = map(backend.to_device, images(batch, size))
+    model = unet(config)
+    adam = optim.Adam(model.parameters())
+    loss = DrawnLoss(
+        lambda step, share: (share.of(x), share.of(t), share.of(eps)),
+        lambda x, t, eps: ops.mse_loss(model(Tensor(x), t), eps),
+    )
+    workers = Workers(adam, loss, batch, processes or shares_for(batch)).__enter__()  # they end with this process
+
+    def step() -> float:
+        value = workers.backward(0)
+        adam.step_along_gradient(1e-3)
+        return value
+
+    return step
 
 
 def transformer_step(batch: int = 64, tokens: int = 64, width: int = 256, layers: int = 6, heads: int = 4) -> Step:

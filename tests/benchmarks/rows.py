@@ -126,6 +126,16 @@ ROWS = [
         flops=lambda: TRAINING * unet_forward_flops(64),
     ),
     Row(
+        "unet-step-processes",
+        f"{UNET_STEP}, batch 64, shared among processes as the training loop does",
+        ours("unet_step", {"processes": 0}),
+        both_layouts("unet_step"),
+        reach=1.3,
+        hope=1.0,
+        memory=False,  # our processes share some of theirs
+        flops=lambda: TRAINING * unet_forward_flops(64),
+    ),
+    Row(
         "unet-step-compiled",
         f"{UNET_STEP}, batch 64, compiled with Numba",
         ours("unet_step", **COMPILED),
@@ -203,7 +213,7 @@ ROWS = [
         Row(
             f"cuda-unet-step-{batch}",
             f"{UNET_STEP}, batch {batch}, on a GPU with TF32",
-            ours("unet_step", {"batch": batch, "device": "cuda"}, CUPY_TF32="1"),  # the captured step goes here
+            ours("unet_step", {"batch": batch, "device": "cuda"}, CUPY_TF32="1"),
             {
                 "torch eager": in_torch("unet_step", batch=batch, device="cuda", channels_last=True),
                 "torch compile": in_torch("unet_step", batch=batch, device="cuda", channels_last=True, compiled=True),
