@@ -15,7 +15,7 @@ import numpy as np
 import tinydiff
 from tinydiff import Rng, Tensor, backend, ops
 
-OPTIONAL = ("pillow", "matplotlib", "tqdm", "cupy-cuda12x", "cupy-cuda13x", "pytest", "hypothesis")
+OPTIONAL = ("pillow", "matplotlib", "tqdm", "cupy-cuda12x", "cupy-cuda13x", "numba", "pytest", "hypothesis")
 
 
 def report() -> bool:
