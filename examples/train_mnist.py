@@ -1,6 +1,6 @@
 """Train a diffusion model on handwritten digits: Algorithm 1 on MNIST, with the deck's U-Net.
 
-    python examples/train_mnist.py                         about five minutes on two CPU cores; 5,000 digits
+    python examples/train_mnist.py                         about four minutes on two CPU cores; 5,000 digits
     python examples/train_mnist.py --data full             all 60,000, downloaded once
     python examples/train_mnist.py --no-class-conditional  a model that is never told which digit it sees
     python examples/train_mnist.py --recipe ddpm           the deck's plain recipe (Ho et al. 2020)
