@@ -37,3 +37,15 @@ def small_pieces(monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         monkeypatch.setattr(backend, "_pool", lambda: (3, pool))
         yield
+
+
+@pytest.fixture(params=[1, 2, 5])
+def workers(request, monkeypatch):
+    """This many workers, whatever the machine has."""
+    if request.param == 1:
+        monkeypatch.setattr(backend, "_pool", lambda: (1, None))
+        yield 1
+    else:
+        with ThreadPoolExecutor(request.param - 1) as pool:
+            monkeypatch.setattr(backend, "_pool", lambda: (request.param, pool))
+            yield request.param

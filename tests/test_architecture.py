@@ -13,13 +13,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 MAY_IMPORT = {  # part: the parts of the package that it may import, beside itself
     "compiled": set(),
-    "backend": {"compiled"},
+    "backend": set(),
+    "formula": {"compiled", "backend"},
     "rng": {"backend"},
     "autograd": {"backend"},
-    "ops": {"autograd", "backend", "rng"},
+    "ops": {"formula", "autograd", "backend", "rng"},
     "gradcheck": {"autograd", "rng"},
     "nn": {"ops", "autograd", "backend", "rng"},
-    "optim": {"nn", "autograd", "backend"},
+    "optim": {"nn", "formula", "autograd", "backend"},
     "diffusion": {"ops", "autograd", "backend", "rng"},
     "files": set(),
     "image": {"backend", "files"},

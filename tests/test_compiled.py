@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 from tests.helpers import assert_close
-from tinydiff import backend
+from tinydiff import formula
 from tinydiff.ops import elementwise
 from tinydiff.optim import _adam
 
 compiled = pytest.importorskip("tinydiff.compiled", reason="Numba is not installed: pip install -e '.[fast]'")
-N = 3 * backend.SMALLEST_COMPILED + 5
+N = 3 * formula.SMALLEST_COMPILED + 5
 
 
 @pytest.fixture(autouse=True)
 def compiler(monkeypatch):
-    monkeypatch.setattr(backend, "_compiler", lambda: compiled)
+    monkeypatch.setattr(formula, "_compiler", lambda: compiled)
 
 
 def draw(*shape, seed=0):
@@ -57,7 +57,7 @@ def test_derivatives(name):
     assert_close(function(g, x), by_numpy(function, g, x)[0], rtol=1e-6)
 
 
-@backend.elementwise
+@formula.elementwise
 def affine_and_exp(xp, x, scale, shift, factor):
     y = x * scale
     y += shift
@@ -96,7 +96,7 @@ def test_what_cannot_be_compiled_is_numpys(monkeypatch):
 def test_the_exponential():
     x = np.linspace(-87, 88, N).astype(np.float32)
 
-    @backend.elementwise
+    @formula.elementwise
     def exponential(xp, x):
         return xp.exp(x)
 
@@ -107,7 +107,7 @@ def test_the_exponential():
 
 
 def test_the_variable_turns_it_off():
-    program = "from tinydiff import backend; print(backend._compiler() is None)"
+    program = "from tinydiff import formula; print(formula._compiler() is None)"
     for value, expected in (("0", "True"), ("1", "False")):
         run = subprocess.run(
             [sys.executable, "-c", program], env={"TINYDIFF_COMPILED": value}, capture_output=True, text=True

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import Array, array_module, device_of, elementwise, to_device, to_numpy
+from tinydiff.backend import Array, array_module, device_of, to_device, to_numpy
+from tinydiff.formula import elementwise
 from tinydiff.nn.module import Parameter
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from tinydiff.autograd import op
-from tinydiff.backend import Array, array_module, elementwise
+from tinydiff.backend import Array, array_module
+from tinydiff.formula import elementwise
 
 # ------------------------------------------------------------------------------------------- arithmetic
 

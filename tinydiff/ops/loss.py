@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tinydiff.autograd import Tensor, op
-from tinydiff.backend import Array, array_module, elementwise, value_range
+from tinydiff.backend import Array, array_module, value_range
+from tinydiff.formula import elementwise
 from tinydiff.ops.elementwise import exp
 from tinydiff.ops.reduce import mean
 from tinydiff.ops.softmax import log_softmax

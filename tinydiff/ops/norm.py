@@ -12,7 +12,8 @@ import functools
 from typing import Any
 
 from tinydiff.autograd import op
-from tinydiff.backend import Array, array_module, each_block, elementwise, product, wide_pixels, widened
+from tinydiff.backend import Array, array_module, each_block, product, wide_pixels, widened
+from tinydiff.formula import elementwise
 
 
 @op
