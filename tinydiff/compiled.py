@@ -8,6 +8,7 @@ has no vector code of its own for the exponential; the one below is a polynomial
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -79,7 +80,7 @@ def loop_of(formula: Callable[..., Any], inputs: int, places: tuple[int, ...]) -
     arrays: float32, (N, R, W) or with 1 for N or R, without gaps; the results go to those at `places`, which have the
     full shape and may be among the inputs.
     """
-    number_formula, xp = jit(_in_float32(formula)), __import__(__name__, fromlist=["exp"])
+    number_formula, xp = jit(_in_float32(formula)), sys.modules[__name__]
     rows, items = _each(max(inputs - 1, *places) + 1, _row), _each(inputs, _item)
     put, single = _put(places), len(places) == 1
 

@@ -39,7 +39,7 @@ def elementwise(formula: Callable[..., Any]) -> Callable[..., Any]:
         xp = backend.array_module(*args)
         if xp is not np:
             return _write(out, fused(xp)(*args))
-        size = max(a.size for a in args if isinstance(a, np.ndarray))
+        size = max((a.size for a in args if isinstance(a, np.ndarray)), default=0)
         if size < SMALLEST_COMPILED <= backend.BLOCK:
             return _write(out, _evaluated(formula, args))
         shape = np.broadcast_shapes(*(a.shape for a in args if isinstance(a, np.ndarray)))
