@@ -11,7 +11,6 @@ from tests.benchmarks.roofline import transformer_flops, unet_flops
 from tests.benchmarks.side import Task
 
 COMPILED = {"TINYDIFF_COMPILED": "1"}
-TF32 = {"TINYDIFF_COMPILED": "0", "CUPY_TF32": "1"}
 INSTALL = {"torch": "pip install torch", "jax": "pip install jax", "numba": "pip install -e '.[fast]'"}
 
 
