@@ -125,7 +125,7 @@ def upsample(x, w):
     return conv(x.repeat(2, axis=1).repeat(2, axis=2), part(w, "conv"))
 
 
-def unet(x, t, w, config, label=None, context=None, mask=None):
+def unet(x, t, w, config, label=None, context=None, mask=None, extra=None):
     """E20, its blocks told apart by the names of their weights."""
 
     def layer(name, h):
@@ -146,9 +146,10 @@ def unet(x, t, w, config, label=None, context=None, mask=None):
     if config.classes:
         emb = emb + w["label.weight"][np.zeros(len(x), int) if label is None else label + 1]
     emb, p = silu(emb), config.patch
-    B, H, W, C = x.shape
-    patches = x.reshape(B, H // p, p, W // p, p, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, H // p, W // p, p * p * C)
-    h = conv(patches, part(w, "conv_in"))
+    shown = x if extra is None else np.concatenate([x, extra], axis=-1)
+    B, H, W, C = shown.shape
+    patches = shown.reshape(B, H // p, p, W // p, p, C).transpose(0, 1, 3, 2, 4, 5)
+    h = conv(patches.reshape(B, H // p, W // p, p * p * C), part(w, "conv_in"))
     skips = [h]
     for name in names("down"):
         h = layer(name, h)
@@ -159,7 +160,7 @@ def unet(x, t, w, config, label=None, context=None, mask=None):
         is_block = f"{name}.block.conv1.weight" in w
         h = layer(name, np.concatenate([h, skips.pop()], axis=-1) if is_block else h)
     h = conv(silu(group_norm(h, part(w, "norm_out"), config.groups)), part(w, "conv_out"))
-    return h.reshape(B, H // p, W // p, p, p, C).transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
+    return h.reshape(B, H // p, W // p, p, p, -1).transpose(0, 1, 3, 2, 4, 5).reshape(B, H, W, -1)
 
 
 def part_names(weights, name):

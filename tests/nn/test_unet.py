@@ -27,6 +27,8 @@ CONFIGS = {
     "one level, attending": UNetConfig(base=4, multipliers=(2,), blocks=2, attention=(0,), groups=2),
     "label": UNetConfig(base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, classes=3),
     "context": UNetConfig(base=4, multipliers=(1, 2), blocks=1, attention=(0,), heads=2, groups=2, context=5),
+    "extra": UNetConfig(channels=2, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2, extra=3),
+    "outputs": UNetConfig(channels=2, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2, outputs=4),
     "patch": UNetConfig(channels=3, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2),
     "all": UNetConfig(
         channels=2,
@@ -52,6 +54,8 @@ def inputs(config, size=(4, 8)):
         conditions["label"] = np.array([2, -1, 0])
     if config.context:
         conditions |= {"context": draw(3, 4, config.context, seed=7), "mask": MASK}
+    if config.extra:
+        conditions["extra"] = draw(3, *size, config.extra, seed=8)
     return draw(3, *size, config.channels), conditions
 
 
@@ -82,9 +86,15 @@ def test_in_float32_too():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_gradients(name):
     model, (x, conditions) = made(CONFIGS[name]), inputs(CONFIGS[name])
-    label, context, mask = (conditions.get(key) for key in ("label", "context", "mask"))
-    arrays = [x] if context is None else [x, context]
-    error = layer_gradcheck(model, *arrays, call=lambda x, c=None: model(x, T_BATCH, label, c, mask))
+    label, context, mask, extra = (conditions.get(key) for key in ("label", "context", "mask", "extra"))
+    given = [a for a in (context, extra) if a is not None]
+    assert len(given) <= 1
+
+    def call(x, image_or_text=None):
+        other = {"extra": image_or_text} if extra is not None else {"context": image_or_text}
+        return model(x, T_BATCH, label, mask=mask, **other)
+
+    error = layer_gradcheck(model, x, *given, call=call)
     assert error <= 1e-6
 
 
@@ -197,12 +207,10 @@ def test_the_number_of_parameters():
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("size", [(4, 4), (12, 8)])
 def test_it_starts_at_zero_in_the_shape_of_its_input(name, size):
-    x, conditions = inputs(CONFIGS[name], size)
-    x, context = x.astype(np.float32), conditions.pop("context", None)
-    if context is not None:
-        conditions["context"] = context.astype(np.float32)
-    y = UNet(CONFIGS[name], Rng())(Tensor(x), T_BATCH, **conditions)
-    assert_close(y, np.zeros_like(x))
+    config, (x, conditions) = CONFIGS[name], inputs(CONFIGS[name], size)
+    conditions |= {key: conditions[key].astype(np.float32) for key in conditions.keys() & {"context", "extra"}}
+    y = UNet(config, Rng())(Tensor(x.astype(np.float32)), T_BATCH, **conditions)
+    assert_close(y, np.zeros((3, *size, config.outputs or config.channels), np.float32))
 
 
 def test_equal_seeds_give_equal_weights():
@@ -321,6 +329,9 @@ def test_a_patch_must_divide_too():
         ("plain", {"context": Tensor(draw(3, 4, 5))}, "context has width None, got 5"),
         ("context", {}, "context has width 5, got None"),
         ("context", {"context": Tensor(draw(3, 4, 6))}, "context has width 5, got 6"),
+        ("plain", {"extra": Tensor(draw(3, 4, 4, 2))}, r"second image has 0 channels .*, got \(3, 4, 4, 2\)"),
+        ("extra", {}, r"second image has 3 channels and the size of \(3, 4, 4, 2\), got None"),
+        ("extra", {"extra": Tensor(draw(3, 8, 4, 3))}, r"second image has 3 channels .*, got \(3, 8, 4, 3\)"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(name, arguments, message):
@@ -339,6 +350,8 @@ def test_conditions_that_do_not_fit_are_refused(name, arguments, message):
         ({"multipliers": ()}, "at least one level"),
         ({"blocks": 0}, "sizes of at least 1"),
         ({"patch": 0}, "sizes of at least 1"),
+        ({"outputs": -1}, "sizes of at least 1"),
+        ({"extra": -1}, "sizes of at least 1"),
         ({"multipliers": (1, 0)}, "sizes of at least 1"),
     ],
 )

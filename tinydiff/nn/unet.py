@@ -29,7 +29,8 @@ class UNetConfig:
     ResBlocks a level on the way down (one more on the way up); attention: the levels that attend, 0 the finest;
     heads, groups: of attention and of GroupNorm; dropout: within the ResBlocks; classes: how many class labels it can
     be told, or None; context: the width of the text tokens it can attend to, or None; patch: turn patch x patch pixels
-    into one before the first level (Luhman & Luhman 2022), which is faster by about patch².
+    into one before the first level (Luhman & Luhman 2022), which is faster by about patch²; extra: channels of a second
+    image that it is shown beside the noisy one; outputs: channels that it gives, or None for as many as the images have.
     """
 
     channels: int = 1
@@ -43,9 +44,12 @@ class UNetConfig:
     classes: int | None = None
     context: int | None = None
     patch: int = 1
+    extra: int = 0
+    outputs: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.multipliers or min(self.channels, self.base, self.blocks, self.patch, *self.multipliers) < 1:
+        sizes = (self.channels, self.base, self.blocks, self.patch, self.outputs or 1, *self.multipliers)
+        if not self.multipliers or min(sizes) < 1 or self.extra < 0:
             raise ValueError(f"a U-Net needs at least one level, and sizes of at least 1, got {self}")
         if any(not 0 <= level < len(self.multipliers) for level in self.attention):
             raise ValueError(f"levels that attend must be in 0..{len(self.multipliers) - 1}, got {self.attention}")
@@ -56,18 +60,18 @@ class UNetConfig:
 
 
 class UNet(Module):
-    """ε_θ(x_t, t), optionally told a class label and the tokens of a text.
+    """ε_θ(x_t, t), optionally told a class label and the tokens of a text, and shown a second image.
 
-    The output has the input's shape and starts at zero. A label of -1 stands for no label (E35), as does `label=None`.
+    The output has the input's shape, but for the channels if the configuration says so, and starts at zero. A label of -1 stands for no label (E35), as does `label=None`.
     """
 
     def __init__(self, config: UNetConfig, rng: Rng):
         self.config = config
-        embedding, pixels = 4 * config.base, config.channels * config.patch**2
+        embedding, patch = 4 * config.base, config.patch**2
         widths = [config.base * m for m in config.multipliers]
         self.time = TimeEmbedding(config.base, embedding, rng)
         self.label = Embedding(config.classes + 1, embedding, rng) if config.classes else None
-        self.conv_in = Conv2d(pixels, widths[0], rng)
+        self.conv_in = Conv2d((config.channels + config.extra) * patch, widths[0], rng)
 
         self.down: list[Stage | Downsample] = []
         skips = [widths[0]]
@@ -94,7 +98,7 @@ class UNet(Module):
                 self.up.append(Upsample(width, rng))
 
         self.norm_out = GroupNorm(widths[0], config.groups, silu=True)
-        self.conv_out = Conv2d(widths[0], pixels, rng, zero=True)
+        self.conv_out = Conv2d(widths[0], (config.outputs or config.channels) * patch, rng, zero=True)
 
     def __call__(
         self,
@@ -104,18 +108,20 @@ class UNet(Module):
         context: Tensor | None = None,
         mask: Array | None = None,
         rng: Rng | None = None,
+        extra: Tensor | None = None,
     ) -> Tensor:
         """x: (B, H, W, channels); t: (B,) times; label: (B,) whole numbers in -1..classes-1; context: (B, M, context)
-        tokens, with mask (B, M) False for padding; rng: for dropout while training. Gives x's shape. Raises ValueError
-        for an image that cannot be halved as often as there are levels, times or labels that are not one an image, or
-        a condition the model does not know."""
-        self._check(x, t, label, context)
+        tokens, with mask (B, M) False for padding; rng: for dropout while training; extra: (B, H, W, extra), the second
+        image. Gives (B, H, W, outputs). Raises ValueError for an image that cannot be halved as often as there are
+        levels, times or labels that are not one an image, or a condition that the model does not know or lacks."""
+        self._check(x, t, label, context, extra)
         emb = self.time(t)
         if self.label is not None:
             emb = emb + self.label((array_module(t).full(len(x), -1) if label is None else label) + 1)
         emb = ops.silu(emb)
 
-        h = ops.space_to_depth(x, factor=self.config.patch) if self.config.patch > 1 else x
+        h = x if extra is None else ops.concat([x, extra])
+        h = ops.space_to_depth(h, factor=self.config.patch) if self.config.patch > 1 else h
         h = self.conv_in(h)
         skips = [h]
         for layer in self.down:
@@ -128,7 +134,7 @@ class UNet(Module):
         h = self.conv_out(self.norm_out(h))
         return ops.depth_to_space(h, factor=self.config.patch) if self.config.patch > 1 else h
 
-    def _check(self, x: Tensor, t: Array, label: Array | None, context: Tensor | None) -> None:
+    def _check(self, x: Tensor, t: Array, label: Array | None, context: Tensor | None, extra: Tensor | None) -> None:
         c = self.config
         factor = c.patch * 2 ** (len(c.multipliers) - 1)
         if x.ndim != 4 or x.shape[3] != c.channels or x.shape[1] % factor or x.shape[2] % factor:
@@ -143,6 +149,9 @@ class UNet(Module):
         found = None if label is None else value_range(label)
         if found and not (-1 <= found[0] and found[1] < (c.classes or 0)):
             raise ValueError(f"labels must be in -1..{(c.classes or 0) - 1}, got {label}")
+        shape = None if extra is None else extra.shape
+        if shape != ((*x.shape[:3], c.extra) if c.extra else None):
+            raise ValueError(f"the U-Net's second image has {c.extra} channels and the size of {x.shape}, got {shape}")
         width = None if context is None else context.shape[-1]
         if width != c.context:
             raise ValueError(f"the U-Net's context has width {c.context}, got {width}")
