@@ -26,7 +26,9 @@ from tinydiff.rng import Rng
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder of a training run, or its checkpoint.npz")
+    parser.add_argument(
+        "run", metavar="RUN", type=pathlib.Path, help="folder of a training run, or a shipped model: mnist"
+    )
     parser.add_argument("--n", type=int, default=64, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default: %(default)s")
     parser.add_argument("--steps", type=int, metavar="N", help="default: 50 for ddim, all T for ddpm")
@@ -51,7 +53,7 @@ def main() -> None:
     if options.batch_size < 1 or options.n < 1:
         raise ValueError(f"--n and --batch-size must be at least 1, got {options.n} and {options.batch_size}")
     file = checkpoint.find(options.run)
-    out = options.out or file.parent / "grid.png"
+    out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "grid.png"
     for path in filter(None, (out, options.save_array)):
         cli.check_writable(path)
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):

@@ -149,3 +149,60 @@ def test_leftovers_of_a_killed_process_are_removed(saved):
     other.write_bytes(b"half")
     checkpoint.remove_leftovers(saved)
     assert saved.exists() and other.exists() and not leftover.exists()
+
+
+# ------------------------------------------------------------------------------------------ exported and shipped
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run of a model with one weight."""
+    weight = np.linspace(-3, 3, 7, dtype=np.float32)
+    arrays = {"model/w": weight, "ema/w": weight + 1, "optimiser/m": weight, "losses": np.ones(3)}
+    checkpoint.save(tmp_path / "run" / checkpoint.NAME, arrays, META)
+    return tmp_path / "run"
+
+
+def test_an_export_keeps_the_averaged_weights_alone(run, tmp_path):
+    checkpoint.export(run, tmp_path / "small.npz")
+    arrays, meta = checkpoint.load(tmp_path / "small.npz", "toy")
+    assert arrays.keys() == {"ema/w"} and arrays["ema/w"].dtype == np.float16
+    np.testing.assert_allclose(arrays["ema/w"], np.linspace(-2, 4, 7), rtol=1 / 2048)
+    assert meta == META | {"format": checkpoint.FORMAT}
+
+
+@pytest.mark.parametrize("weight", [65504.0, -1e5, np.inf, np.nan])
+def test_weights_beyond_half_precision_are_not_exported(tmp_path, weight):
+    checkpoint.save(tmp_path / "run.npz", {"ema/w": np.array([1, weight])}, META)
+    with pytest.raises(CheckpointError, match="half precision's 65504 in ema/w"):
+        checkpoint.export(tmp_path / "run.npz", tmp_path / "small.npz")
+    assert not (tmp_path / "small.npz").exists()
+
+
+def test_a_shipped_model_is_found_by_its_name(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.shipped() == []
+    with pytest.raises(CheckpointError, match="no checkpoint toy"):
+        checkpoint.load("toy", "toy")
+    checkpoint.export(run, tmp_path / "shipped" / "toy.npz")
+    assert checkpoint.shipped() == ["toy"]
+    assert checkpoint.find("toy") == tmp_path / "shipped" / "toy.npz"
+    assert checkpoint.load("toy", "toy")[0].keys() == {"ema/w"}
+    with pytest.raises(CheckpointError, match="no checkpoint tou; trained models here: toy"):
+        checkpoint.load("tou", "toy")
+
+
+def test_a_run_goes_before_a_shipped_model_of_its_name(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path)
+    checkpoint.export(run, tmp_path / "shipped" / "run.npz")
+    assert checkpoint.find("run").resolve() == (run / checkpoint.NAME).resolve()
+    (run / checkpoint.NAME).unlink()  # a folder that happens to have this name
+    assert checkpoint.find("run") == tmp_path / "shipped" / "run.npz"
+
+
+def test_every_shipped_model_has_its_card_and_fits_in_a_few_megabytes():
+    for name in checkpoint.shipped():
+        assert (checkpoint.SHIPPED / f"{name}.md").read_text(encoding="utf-8").startswith("# ")
+        assert (checkpoint.SHIPPED / f"{name}.npz").stat().st_size < 8e6

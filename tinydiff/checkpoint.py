@@ -28,6 +28,9 @@ ZIP = b"PK\x03\x04"
 NAME = "checkpoint.npz"
 """What a training run calls its checkpoint, in its folder."""
 
+SHIPPED = pathlib.Path(__file__).with_name("pretrained")
+"""The folder of the trained models that the package brings along, each NAME.npz with its card NAME.md."""
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, damaged, of another kind or a newer format: which, and what was expected."""
@@ -47,29 +50,54 @@ def save(path: PathLike, arrays: Mapping[str, np.ndarray], meta: Mapping[str, An
 def load(path: PathLike, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read a checkpoint: its arrays by name, and its description.
 
-    path: the file, or the folder of a training run. Raises CheckpointError, saying what is wrong with which file, if
-    it is missing, cut short or damaged, a pickle, not of tinydiff, of a newer format, or of another kind of model.
+    path: see `find`. Raises CheckpointError, saying what is wrong with which file, if it is missing, cut short or damaged, a pickle, not of tinydiff, of a newer format, or of another kind of model.
     """
     path = find(path)
+    arrays, meta = _load(path)
+    if meta["kind"] != kind:
+        raise CheckpointError(f"{path} holds another model: expected {kind!r}, got {meta['kind']!r}")
+    return arrays, meta
+
+
+def find(path: PathLike) -> pathlib.Path:
+    """The checkpoint that a path names: the file itself, the one in a run's folder, or a shipped model by its name."""
+    path = pathlib.Path(path)
+    inside = path / NAME if path.is_dir() else path
+    return inside if inside.exists() or str(path) not in shipped() else SHIPPED / f"{path}.npz"
+
+
+def shipped() -> list[str]:
+    """The names of the trained models that the package brings along."""
+    return sorted(path.stem for path in SHIPPED.glob("*.npz"))
+
+
+def export(source: PathLike, path: PathLike) -> None:
+    """Write what is needed to use a trained model, and no more: its averaged weights (EMA), in half precision.
+
+    source: a checkpoint as `find` takes it, of any kind of model. path: the file to write, a checkpoint of about a
+    tenth of the size, which cannot be trained on. Rounding moves a weight by at most 1/2048 of itself.
+    Raises CheckpointError if the source cannot be read, or has a weight beyond the range of half precision.
+    """
+    arrays, meta = _load(find(source))
+    averaged = {name: a for name, a in arrays.items() if name.startswith("ema/")}
+    if large := [name for name, a in averaged.items() if not np.all(np.abs(a) < np.finfo(np.float16).max)]:
+        raise CheckpointError(f"{source} has weights beyond half precision's 65504 in {large[0]}")
+    save(path, {name: a.astype(np.float16) for name, a in averaged.items()}, meta)
+
+
+def _load(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the description of a checkpoint of any kind."""
     arrays = _read(path)
     try:
         meta = json.loads(arrays.pop("meta").tobytes())
-        version, found = meta["format"], meta["kind"]
+        version, _ = meta["format"], meta["kind"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of tinydiff: it holds no description of itself") from error
     if version > FORMAT:
         raise CheckpointError(
             f"{path} has format {version}, newer than {FORMAT}, the newest that this tinydiff reads: update tinydiff"
         )
-    if found != kind:
-        raise CheckpointError(f"{path} holds another model: expected {kind!r}, got {found!r}")
     return arrays, meta
-
-
-def find(path: PathLike) -> pathlib.Path:
-    """The checkpoint that a path names: the file itself, or the checkpoint in a run's folder."""
-    path = pathlib.Path(path)
-    return path / NAME if path.is_dir() else path
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -88,7 +116,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
                 raise CheckpointError(f"{path} is a checkpoint of PyTorch: a pickle, which is never loaded")
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}") from error
+        raise CheckpointError(f"there is no checkpoint {path}; trained models here: {', '.join(shipped())}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise CheckpointError(f"{path} is damaged or was cut short ({path.stat().st_size} bytes): {error}") from error
     except ValueError as error:

@@ -30,7 +30,7 @@ class UNetConfig:
     heads, groups: of attention and of GroupNorm; dropout: within the ResBlocks; classes: how many class labels it can
     be told, or None; context: the width of the text tokens it can attend to, or None; patch: turn patch x patch pixels
     into one before the first level (Luhman & Luhman 2022), which is faster by about patch²; extra: channels of a second
-    image that it is shown beside the noisy one; outputs: channels that it gives, or None for as many as the images have.
+    image that it is shown beside the noisy one; outputs: channels that it gives, None for as many as the images have.
     """
 
     channels: int = 1
@@ -62,7 +62,8 @@ class UNetConfig:
 class UNet(Module):
     """ε_θ(x_t, t), optionally told a class label and the tokens of a text, and shown a second image.
 
-    The output has the input's shape, but for the channels if the configuration says so, and starts at zero. A label of -1 stands for no label (E35), as does `label=None`.
+    The output has the input's shape, but for the channels if the configuration says so, and starts at zero. A label of
+    -1 stands for no label (E35), as does `label=None`.
     """
 
     def __init__(self, config: UNetConfig, rng: Rng):
