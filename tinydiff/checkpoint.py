@@ -50,7 +50,8 @@ def save(path: PathLike, arrays: Mapping[str, np.ndarray], meta: Mapping[str, An
 def load(path: PathLike, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read a checkpoint: its arrays by name, and its description.
 
-    path: see `find`. Raises CheckpointError, saying what is wrong with which file, if it is missing, cut short or damaged, a pickle, not of tinydiff, of a newer format, or of another kind of model.
+    path: see `find`. Raises CheckpointError, saying what is wrong with which file, if it is missing, cut short or
+    damaged, a pickle, not of tinydiff, of a newer format, or of another kind of model.
     """
     path = find(path)
     arrays, meta = _load(path)

@@ -15,6 +15,7 @@ from tinydiff.diffusion import (
     forward_marginal,
     forward_step,
     forward_trajectory,
+    learned_log_variance,
     log_density,
     posterior,
     predict,
@@ -178,7 +179,7 @@ def test_round_trip_at_every_t(make, target):
     t = np.arange(1, 1001)
     x_0, eps = np.random.default_rng(0).normal(size=(2, 1000, 3))
     x_t = q_sample(x_0, t, eps, schedule)
-    x0, noise = predict(target_of(x_0, eps, t, schedule, target), x_t, t, schedule, target)
+    x0, noise, _ = predict(target_of(x_0, eps, t, schedule, target), x_t, t, schedule, target)
     np.testing.assert_allclose(x0, x_0, atol=1e-10)
     np.testing.assert_allclose(noise, eps, atol=1e-10)
 
@@ -189,7 +190,7 @@ def test_round_trip_through_any_pair_of_targets(batch, target, other):
     """E15: output for one target -> prediction -> output for another target -> the same prediction."""
     schedule, t, output, x_t = batch
     guess = predict(output, x_t, t, schedule, target)
-    again = predict(target_of(*guess, t, schedule, other), x_t, t, schedule, other)
+    again = predict(target_of(guess.x0, guess.eps, t, schedule, other), x_t, t, schedule, other)
     # The size of what is added up, times rounding, times the worse of the two magnifications that follow.
     scale = (np.abs(guess.x0).max() + np.abs(guess.eps).max() + 1) / min(
         schedule.alpha_bar[-1] ** 0.5, schedule.beta[1:].min() ** 0.5
@@ -207,10 +208,25 @@ def test_predictions_are_stable_in_float32_at_both_ends(make, target):
     rng = np.random.default_rng(0)
     for t in (1, 2, 999, 1000):
         output, x_t = rng.normal(size=(2, 100)).astype(np.float32)
-        x0, eps = predict(output, x_t, t, schedule, target)
+        x0, eps, _ = predict(output, x_t, t, schedule, target)
         assert x0.dtype == eps.dtype == np.float32 and np.isfinite(x0).all() and np.isfinite(eps).all()
         signal, noise = schedule.alpha_bar[t] ** 0.5, (1 - schedule.alpha_bar[t]) ** 0.5
         np.testing.assert_allclose(signal * x0.astype(float) + noise * eps.astype(float), x_t, atol=2e-6)
+
+
+@PROPERTY
+@given(batches(arrays=1))
+def test_a_learned_variance_lies_between_the_fixed_ones(batch):
+    """E13: sigma² = beta^v beta_tilde^(1 - v), a geometric mean; beta_tilde_1 = 0 is replaced by beta_tilde_2."""
+    schedule, t, v = batch
+    sigma_squared = np.exp(learned_log_variance(v, t, schedule))
+    for row, exponent, time in zip(sigma_squared, v, each_t(t, len(v)), strict=True):
+        beta, at = schedule.beta[time], max(time, 2)
+        if schedule.T == 1:
+            beta_tilde = beta
+        else:
+            beta_tilde = schedule.beta[at] * alpha_bar(schedule, at - 1)[1] / alpha_bar(schedule, at)[1]
+        np.testing.assert_allclose(row, beta**exponent * beta_tilde ** (1 - exponent), rtol=1e-9)
 
 
 # -------------------------------------------------------------------------------- kinds of arrays, bad input
@@ -227,7 +243,8 @@ def test_dtype_is_kept(dtype, t):
         *posterior(x, x, t, schedule)[:1],
         reverse_mean(x, x, t, schedule),
         target_of(x, x, t, schedule, "v"),
-        *(value for target in TARGETS for value in predict(x, x, t, schedule, target)),
+        *(value for target in TARGETS for value in predict(x, x, t, schedule, target)[:2]),
+        learned_log_variance(x, t, schedule),
     ]
     assert {value.dtype for value in results} == {np.dtype(dtype)}
 
@@ -241,7 +258,8 @@ def test_tensors_give_what_arrays_give(t):
         (q_sample(ta, t, tb, schedule), q_sample(a, t, b, schedule)),
         (posterior(ta, tb, t, schedule)[0], posterior(a, b, t, schedule)[0]),
         (reverse_mean(ta, tb, t, schedule), reverse_mean(a, b, t, schedule)),
-        *zip(predict(ta, tb, t, schedule, "v"), predict(a, b, t, schedule, "v"), strict=True),
+        *zip(predict(ta, tb, t, schedule, "v")[:2], predict(a, b, t, schedule, "v")[:2], strict=True),
+        (learned_log_variance(ta, t, schedule), learned_log_variance(a, t, schedule)),
     ]
     for tensor, array in pairs:
         np.testing.assert_array_equal(tensor.data, array)

@@ -44,6 +44,14 @@ def test_classifier_free_calls_only_what_counts():
         assert "".join(name for name, _ in calls) == called and {t for _, t in calls} == {9}
 
 
+def test_a_learned_variance_is_the_conditional_one():
+    c, u = np.random.default_rng(0).normal(size=(2, 3, 4, 6))
+    network = classifier_free(lambda x, t: Tensor(c), lambda x, t: Tensor(u), 3.0, learned_variance=True)
+    guided_part, variance = np.split(network(None, 1).data, 2, axis=-1)
+    np.testing.assert_allclose(guided_part, 3 * c[..., :3] - 2 * u[..., :3])
+    np.testing.assert_array_equal(variance, c[..., 3:])
+
+
 @pytest.mark.parametrize("target", ["x0", "v"])
 def test_guiding_any_target_is_guiding_eps(target):
     """eps, x_0 and v are affine in one another, with the same x_t: the guided outputs stand for one prediction."""

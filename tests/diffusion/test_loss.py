@@ -154,7 +154,7 @@ def test_min_snr_weighs_the_error_in_x0_alike_for_every_target(batch, gamma):
         signal, noise = alpha_bar(schedule, step)
         expected += min(signal / noise, gamma) * ((wrong[b] - x_0[b]) ** 2).sum() / x_0.size
     for target in TARGETS:
-        output = constant(target_of(*guess, t, schedule, target))
+        output = constant(target_of(guess.x0, guess.eps, t, schedule, target))
         weight = min_snr_weight(t, schedule, gamma, target)
         loss = simple_loss(output, x_0, t, eps, schedule, target, weight).item()
         np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-14)  # errors below rounding of x_t

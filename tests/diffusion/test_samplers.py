@@ -75,6 +75,27 @@ def test_ddpm_with_variance_beta_is_exact_for_normal_data(schedule, seed):
         np.testing.assert_allclose(state, x, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize(("v", "fixed"), [(0.0, "posterior"), (1.0, "beta")])
+def test_ddpm_with_a_learned_variance_has_the_fixed_ones_as_its_ends(v, fixed):
+    """E13, E19: the second half of the network's outputs, from -1 to 1, is where sigma² lies between the two."""
+    schedule, x_T = Schedule.cosine(20), Rng(0).normal((6, 3), np.float64)
+    knows = ideal_x0(schedule, *gaussian_data(3, seed=1))
+
+    def network(x_t, t):
+        return np.concatenate([knows(x_t, t), np.full_like(x_t, 2 * v - 1)], axis=-1)
+
+    learned = denoiser(network, schedule, "x0", clip=False, learned_variance=True)
+    plain = denoiser(knows, schedule, "x0", clip=False)
+    for a, b in zip(
+        ddpm(learned, x_T, schedule, Rng(1), "learned"), ddpm(plain, x_T, schedule, Rng(1), fixed), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
+    with pytest.raises(ValueError, match="'learned' needs a network that learned one"):
+        last(ddpm(plain, x_T, schedule, Rng(1), "learned"))
+    with pytest.raises(ValueError, match="even number of outputs, got 3"):
+        denoiser(knows, schedule, learned_variance=True)(x_T, 1)
+
+
 @PROPERTY
 @given(schedules(), st.integers(0, 1000), st.sampled_from(SPACINGS), st.data())
 def test_every_sampler_finds_a_single_point(schedule, seed, spacing, data):
@@ -207,8 +228,8 @@ def test_bad_arguments_of_the_samplers():
     for eta in (-0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match="eta must lie in"):
             last(ddim(denoise, x, schedule, Rng(0), steps=5, eta=eta))
-    with pytest.raises(ValueError, match="'posterior' or 'beta', got 'learned'"):
-        last(ddpm(denoise, x, schedule, Rng(0), "learned"))
+    with pytest.raises(ValueError, match="'posterior' or 'beta', got 'fixed'"):
+        last(ddpm(denoise, x, schedule, Rng(0), "fixed"))
     with pytest.raises(ValueError, match="'eps', 'x0' or 'v', got 'score'"):
         denoiser(lambda x_t, t: x_t, schedule, "score")(x, 1)
     with pytest.raises(ValueError, match=r"output and x_t must have one shape, got \(2,\) and \(1, 2\)"):

@@ -9,6 +9,7 @@ from tinydiff.diffusion.gaussian import (
     forward_marginal,
     forward_step,
     forward_trajectory,
+    learned_log_variance,
     log_density,
     posterior,
     predict,
@@ -18,7 +19,7 @@ from tinydiff.diffusion.gaussian import (
 )
 from tinydiff.diffusion.guidance import classifier_free, guided
 from tinydiff.diffusion.loss import draw_t, min_snr_weight, simple_loss, squared_error, vlb_weight
-from tinydiff.diffusion.samplers import ddim, ddpm, denoiser, last, reverse_log_density, timesteps
+from tinydiff.diffusion.samplers import ddim, ddpm, denoiser, last, reverse_log_density, split_variance, timesteps
 from tinydiff.diffusion.schedule import Schedule, per_sample
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "forward_trajectory",
     "guided",
     "last",
+    "learned_log_variance",
     "log_density",
     "min_snr_weight",
     "per_sample",
@@ -44,6 +46,7 @@ __all__ = [
     "reverse_log_density",
     "reverse_mean",
     "simple_loss",
+    "split_variance",
     "squared_error",
     "target_of",
     "timesteps",

@@ -97,14 +97,29 @@ def reverse_mean(x_t: Any, eps: Any, t: int | Array, schedule: Schedule) -> Any:
     return (x_t - beta / noise * eps) / at(np.sqrt(schedule.alpha), t, x_t)
 
 
+def learned_log_variance(v: Any, t: int | Array, schedule: Schedule) -> Any:
+    """log sigma_t² = v log beta_t + (1 - v) log beta_tilde_t: a variance between the two fixed ones.
+
+    v: (B, ...), 0 for beta_tilde_t and 1 for beta_t, the two ends between which the best variance lies; nothing keeps a
+    network from going beyond. At t = 1, where beta_tilde_t is 0, that of t = 2 stands in. Returns v's shape.
+    (E13; Nichol & Dhariwal 2021, eq. 15)
+    """
+    log_beta, log_beta_tilde = at(schedule.log_beta, t, v), at(schedule.posterior_log_variance, t, v)
+    return v * log_beta + (1 - v) * log_beta_tilde
+
+
 # ------------------------------------------------------------------------------ what the network predicts
 
 
 class Prediction(NamedTuple):
-    """A guess at what x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps is made of, each shaped as x_t."""
+    """A guess at what x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps is made of, each shaped as x_t.
+
+    v: of a network that also learned the variance of its reverse step, what `learned_log_variance` takes, else None.
+    """
 
     x0: Any
     eps: Any
+    v: Any = None
 
 
 def target_of(x_0: Any, eps: Any, t: int | Array, schedule: Schedule, target: str = "eps") -> Any:

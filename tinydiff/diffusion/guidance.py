@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tinydiff import ops
+
 
 def guided(conditional: Any, unconditional: Any, scale: float) -> Any:
     """eps_u + s (eps_c - eps_u): the unconditional output, moved s times the way to the conditional one.
@@ -21,12 +23,17 @@ def guided(conditional: Any, unconditional: Any, scale: float) -> Any:
 
 
 def classifier_free(
-    conditional: Callable[[Any, Any], Any], unconditional: Callable[[Any, Any], Any], scale: float
+    conditional: Callable[[Any, Any], Any],
+    unconditional: Callable[[Any, Any], Any],
+    scale: float,
+    learned_variance: bool = False,
 ) -> Callable[[Any, Any], Any]:
     """Make a model(x_t, t) whose output is `guided`: a network that guides itself.
 
     conditional, unconditional: the network as functions (x_t, t) -> output, with the condition and without it.
-    At scale 1 and 0 only the one that counts is called. (E35; Ho & Salimans 2022)
+    At scale 1 and 0 only the one that counts is called. learned_variance: whether the second half of the output's last
+    axis is a variance (E13), which is taken from the conditional output and not exaggerated with the rest.
+    (E35; Ho & Salimans 2022)
     """
 
     def model(x_t: Any, t: Any) -> Any:
@@ -34,6 +41,10 @@ def classifier_free(
             return conditional(x_t, t)
         if scale == 0:
             return unconditional(x_t, t)
-        return guided(conditional(x_t, t), unconditional(x_t, t), scale)
+        c, u = conditional(x_t, t), unconditional(x_t, t)
+        if not learned_variance:
+            return guided(c, u, scale)
+        half = c.shape[-1] // 2
+        return ops.concat([guided(c[..., :half], u[..., :half], scale), c[..., half:]])
 
     return model

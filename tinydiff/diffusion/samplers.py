@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff import backend
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import Array
 from tinydiff.diffusion.gaussian import (
     Prediction,
     check_trajectory,
+    learned_log_variance,
     log_density,
     predict,
     reverse_mean,
@@ -30,7 +32,11 @@ Denoise = Callable[[Array, int], Prediction]
 
 
 def denoiser(
-    model: Callable[[Array, np.ndarray], Any], schedule: Schedule, target: str = "eps", clip: bool = True
+    model: Callable[[Array, np.ndarray], Any],
+    schedule: Schedule,
+    target: str = "eps",
+    clip: bool = True,
+    learned_variance: bool = False,
 ) -> Denoise:
     """Make denoise(x_t, t) -> Prediction(x0, eps) of a network that outputs eps, x_0 or v.
 
@@ -39,17 +45,34 @@ def denoiser(
     clip: keep x_0 in [-1, 1], where images lie, and recompute eps from it, so that the two still make up x_t. At
     large t a small error in eps is a large one in x_0, and without the clip the next steps would build on an x_0
     far from anything the network has seen. Set it to False for data with no such bounds.
+    learned_variance: the network's last axis is twice as long as x_t's, the second half being the v of E13, scaled to
+    [-1, 1] as a network likes it.
     """
 
     def denoise(x_t: Array, t: int) -> Prediction:
         with no_grad():
             output = model(x_t, np.full(len(x_t), t))
-        prediction = predict(output.data if isinstance(output, Tensor) else output, x_t, t, schedule, target)
-        if not clip:
-            return prediction
-        return predict(prediction.x0.clip(-1, 1), x_t, t, schedule, "x0")
+        output, v = output.data if isinstance(output, Tensor) else output, None
+        if learned_variance:
+            output, v = split_variance(output)
+        x0, eps, _ = predict(output, x_t, t, schedule, target)
+        if clip:
+            x0, eps, _ = predict(x0.clip(-1, 1), x_t, t, schedule, "x0")
+        return Prediction(x0, eps, v)
 
     return denoise
+
+
+def split_variance(output: Any) -> tuple[Any, Any]:
+    """Part the output of a network with a learned variance: what it predicts, and v in [0, 1] if it keeps to [-1, 1].
+
+    output: (B, ..., 2 C). Returns two (B, ..., C). Raises ValueError for an odd last axis.
+    (E13; Nichol & Dhariwal 2021, section 3.1)
+    """
+    if output.shape[-1] % 2:
+        raise ValueError(f"a network with a learned variance has an even number of outputs, got {output.shape[-1]}")
+    C = output.shape[-1] // 2
+    return output[..., :C], (output[..., C:] + 1) / 2
 
 
 def ddpm(denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng, variance: str = "posterior") -> Iterator[Array]:
@@ -58,16 +81,28 @@ def ddpm(denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng, variance: s
         z ~ N(0, I) if t > 1, else z = 0
         x_{t-1} = (x_t - beta_t/sqrt(1 - alpha_bar_t) eps_theta(x_t, t))/sqrt(alpha_t) + sigma_t z
 
-    x_T: (B, ...), drawn from N(0, I). variance: sigma_t² is "posterior" (beta_tilde_t) or "beta" (beta_t).
+    x_T: (B, ...), drawn from N(0, I). variance: sigma_t² is "posterior" (beta_tilde_t), "beta" (beta_t), or "learned"
+    (between the two, as the network says; E13).
     The slide's "x_t - eps_theta = x_{t-1}" is a loose picture of the step, not the step.
-    Raises ValueError for another variance. (E19, E15, E13; Ho et al. 2020, Algorithm 2)
+    Raises ValueError for another variance, or if the network did not learn one.
+    (E19, E15, E13; Ho et al. 2020, Algorithm 2)
     """
-    sigma = np.sqrt(schedule.reverse_variance(variance))
+    fixed = None if variance == "learned" else np.sqrt(schedule.reverse_variance(variance))
     x_t = x_T
     for t in range(schedule.T, 0, -1):
+        prediction = denoise(x_t, t)
         z = rng.normal_like(x_t) if t > 1 else 0
-        x_t = reverse_mean(x_t, denoise(x_t, t).eps, t, schedule) + sigma[t].item() * z
+        sigma = learned_sigma(prediction, t, schedule) if fixed is None else fixed[t].item()
+        x_t = reverse_mean(x_t, prediction.eps, t, schedule) + sigma * z
         yield x_t
+
+
+def learned_sigma(prediction: Prediction, t: int, schedule: Schedule) -> Array:
+    """The standard deviation sigma_t that a network learned (E13). Raises ValueError if it did not learn one."""
+    if prediction.v is None:
+        raise ValueError("variance 'learned' needs a network that learned one; this one takes 'posterior' or 'beta'")
+    log_variance = learned_log_variance(prediction.v, t, schedule)
+    return backend.array_module(log_variance).exp(log_variance / 2)
 
 
 def ddim(
@@ -94,7 +129,7 @@ def ddim(
     times = [*timesteps(schedule.T, steps, spacing), 0]
     x_t = x_T
     for t, s in itertools.pairwise(times):
-        x_0, eps = denoise(x_t, t)
+        x_0, eps, _ = denoise(x_t, t)
         alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
         noise_t, noise_s = schedule.one_minus_alpha_bar[t].item(), schedule.one_minus_alpha_bar[s].item()
         sigma = eta * (noise_s / noise_t * (1 - alpha_bar_t / alpha_bar_s)) ** 0.5

@@ -112,6 +112,20 @@ class Schedule:
         return self.beta * self.one_minus_alpha_bar_prev / self.one_minus_alpha_bar
 
     @functools.cached_property
+    def log_beta(self) -> np.ndarray:
+        """log beta_t; -inf at t = 0 (E13)."""
+        return np.append(-np.inf, np.log(self.beta[1:]))
+
+    @functools.cached_property
+    def posterior_log_variance(self) -> np.ndarray:
+        """log beta_tilde_t, where t = 1, whose beta_tilde is 0, takes the value of t = 2; nan at t = 0.
+
+        (E13; Nichol & Dhariwal 2021, section 3.1)
+        """
+        first = self.posterior_variance[2] if self.T > 1 else self.beta[1]
+        return np.log(np.concatenate([[np.nan, first], self.posterior_variance[2:]]))
+
+    @functools.cached_property
     def snr(self) -> np.ndarray:
         """The signal-to-noise ratio alpha_bar_t/(1 - alpha_bar_t); infinite at t = 0."""
         return np.append(np.inf, self.alpha_bar[1:] / self.one_minus_alpha_bar[1:])
