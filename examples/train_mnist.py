@@ -4,6 +4,7 @@
     python examples/train_mnist.py --data full             all 60,000, downloaded once
     python examples/train_mnist.py --no-class-conditional  a model that is never told which digit it sees
     python examples/train_mnist.py --recipe ddpm           the deck's plain recipe (Ho et al. 2020)
+    python examples/train_mnist.py --recipe shipped        the model that the package brings along; two hours
     python examples/train_mnist.py --resume runs/mnist     go on after Ctrl-C, or after the power went
 
 The folder of the run receives samples_000000.png, ... (the same noise turned into digits by the model as it learns),
@@ -59,6 +60,7 @@ class Recipe:
     schedule: str = "cosine"
     target: str = "x0"
     weighting: str = "min-snr"
+    learned_variance: bool = False
     stratified: bool = True
     class_conditional: bool = True
     shift: int = 1
@@ -89,6 +91,7 @@ class Recipe:
             self.weighting,
             class_names=names,
             stratified=self.stratified,
+            learned_variance=self.learned_variance,
         )
 
     def settings(self) -> TrainSettings:
@@ -115,6 +118,18 @@ RECIPES = {
         decay=False,
         shift=0,
     ),
+    "shipped": Recipe(
+        data="full",
+        steps=16_000,
+        lr=2e-3,
+        warmup=500,
+        ema_decay=0.999,
+        target="v",
+        weighting="plain",
+        learned_variance=True,
+        shift=0,
+        base=48,
+    ),
 }
 
 
@@ -136,6 +151,12 @@ def parse() -> argparse.Namespace:
     add(what, "--schedule", "how the noise grows with t (E6, E7)", choices=SCHEDULES)
     add(what, "--target", "what the network predicts: the noise, the image, or v (E15)", choices=TARGETS)
     add(what, "--weighting", "how much each t counts in the loss", choices=WEIGHTINGS)
+    add(
+        what,
+        "--learned-variance",
+        "let the model choose the noise of its reverse steps (E13), for evaluate_nll.py",
+        action=argparse.BooleanOptionalAction,
+    )
     add(what, "--base", "width of the U-Net's first level", type=int, metavar="N")
     add(what, "--multipliers", "width of each level, over base", type=_numbers, metavar="N,N,...")
     add(what, "--blocks", "ResBlocks a level", type=int, metavar="N")

@@ -17,6 +17,7 @@ from tinydiff.diffusion import (
     forward_trajectory,
     learned_log_variance,
     log_density,
+    mean_slope,
     posterior,
     predict,
     q_sample,
@@ -215,6 +216,22 @@ def test_predictions_are_stable_in_float32_at_both_ends(make, target):
 
 
 @PROPERTY
+@given(batches(arrays=3), st.sampled_from(TARGETS))
+def test_the_slope_of_the_mean(batch, target):
+    """E12, E15: an error in the output, whatever the target, moves the mean of x_{t-1} by slope times the error."""
+    schedule, t, x_0, eps, error = batch
+    x_t = q_sample(x_0, t, eps, schedule)
+    right = target_of(x_0, eps, t, schedule, target)
+    means = [
+        posterior(x_t, predict(output, x_t, t, schedule, target).x0, t, schedule)[0]
+        for output in (right, right + error)
+    ]
+    slope = np.reshape(mean_slope(t, schedule, target), (-1, *[1] * (x_0.ndim - 1)))
+    largest = np.abs(means[1]).max() + np.abs(slope).max()
+    np.testing.assert_allclose(means[1] - means[0], slope * error, rtol=1e-7, atol=1e-9 * largest)
+
+
+@PROPERTY
 @given(batches(arrays=1))
 def test_a_learned_variance_lies_between_the_fixed_ones(batch):
     """E13: sigma² = beta^v beta_tilde^(1 - v), a geometric mean; beta_tilde_1 = 0 is replaced by beta_tilde_2."""
@@ -298,6 +315,6 @@ def test_shapes_that_do_not_fit():
 
 def test_unknown_target():
     schedule, x = Schedule.linear(10), np.ones((2, 3))
-    for call in (predict, target_of):
+    for call in (predict, target_of, lambda _, __, *rest: mean_slope(*rest)):
         with pytest.raises(ValueError, match="'eps', 'x0' or 'v', got 'score'"):
             call(x, x, 1, schedule, "score")

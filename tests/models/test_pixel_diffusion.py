@@ -9,6 +9,7 @@ import pytest
 from tests.helpers import assert_close
 from tinydiff import Rng, Tensor, backend, checkpoint
 from tinydiff.checkpoint import CheckpointError
+from tinydiff.diffusion import variance_bound
 from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_diffusion import USUAL_GUIDANCE
 from tinydiff.nn import Module, UNetConfig
@@ -131,6 +132,50 @@ def test_what_is_drawn_for_the_loss(target, weighting, dtype, device):
     error = wanted**2 * (1 if weighting == "plain" else weight)
     assert model.loss_of(*drawn).item() == pytest.approx(error.mean(), rel=1e-5)
     assert model.loss(x_0, rng, label).item() == model.loss_of(*drawn).item()
+
+
+@pytest.mark.parametrize(("target", "weighting"), [("eps", "plain"), ("x0", "min-snr"), ("v", "plain")])
+def test_the_loss_with_a_learned_variance(target, weighting, device):
+    """E13: L_simple + 0.001 L_vlb, T times the mean term, which gives the first half of the outputs no gradient."""
+    config = dataclasses.replace(LABELLED, target=target, weighting=weighting, learned_variance=True)
+    plain = stubbed(dataclasses.replace(config, learned_variance=False), lambda x, t, label: 0.1 * x)
+    model = stubbed(config, lambda x, t, label: 0.1 * backend.array_module(x).concatenate([x, -3 * x], axis=-1))
+    x_0 = backend.to_device((np.random.default_rng(1).integers(0, 256, (40, 4, 8, 1)) / 127.5 - 1).astype(np.float32))
+    label, rng = np.arange(40) % 3, Rng(5)
+    drawn = model.draw(x_0, rng, label)
+    x_t, t, wanted = drawn[:3]
+    terms = variance_bound(0.1 * x_t - wanted, (1 - 0.3 * x_t) / 2, t, *drawn[5:])
+    expected = plain.loss(x_0, rng, label).item() + 0.001 * config.T * terms.item()
+    assert model.loss(x_0, rng, label).item() == pytest.approx(expected, rel=1e-5)
+    assert {backend.device_of(a) for a in drawn if a is not None} == {backend.device()}
+
+    outputs = Tensor(model.unet.answer(x_t, t, None), requires_grad=True)
+    model.unet = lambda *conditions, rng: outputs
+    model.loss_of(*drawn).backward()
+    gradient = backend.to_numpy(outputs.grad)
+    other = Tensor(0.1 * x_t, requires_grad=True)
+    plain.unet = lambda *conditions, rng: other
+    plain.loss_of(*drawn[:5]).backward()
+    assert_close(gradient[..., :1], backend.to_numpy(other.grad), rtol=1e-5)
+    assert np.abs(gradient[..., 1:]).max() > 0
+
+
+def test_a_learned_variance_is_sampled_with():
+    """Ancestral sampling adds the noise that the network asks for: next to none, at v = -20."""
+    config = dataclasses.replace(PLAIN, learned_variance=True)
+    quiet = stubbed(config, lambda x, t, label: np.concatenate([0.1 * x, 0 * x - 41], axis=-1))
+    usual = stubbed(config, lambda x, t, label: np.concatenate([0.1 * x, 0 * x - 1], axis=-1))
+    plain = stubbed(PLAIN, lambda x, t, label: 0.1 * x)
+    ends = [[*model.sample(2, Rng(4), sampler="ddpm")][-2] for model in (quiet, usual, plain)]
+    assert_close(ends[1], ends[2], rtol=1e-4)
+    assert np.abs(ends[0] - ends[1]).max() > 0.001
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_guidance_with_a_learned_variance(sampler):
+    model = awake(dataclasses.replace(LABELLED, learned_variance=True))
+    *_, x_0 = model.sample(2, Rng(0), sampler=sampler, steps=3, label=1, guidance=2.0)
+    assert x_0.shape == (2, 4, 8, 1) and np.isfinite(x_0).all()
 
 
 @pytest.mark.filterwarnings("ignore:network runs without a CUDA graph")  # this one looks at t on the host

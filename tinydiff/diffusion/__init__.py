@@ -3,6 +3,12 @@
 The network is any function model(x_t, t); nothing here knows how it is built.
 """
 
+from tinydiff.diffusion.elbo import (
+    discretised_log_likelihood,
+    gaussian_kl,
+    variance_bound,
+    variance_bound_arrays,
+)
 from tinydiff.diffusion.gaussian import (
     Prediction,
     forward_log_density,
@@ -11,6 +17,7 @@ from tinydiff.diffusion.gaussian import (
     forward_trajectory,
     learned_log_variance,
     log_density,
+    mean_slope,
     posterior,
     predict,
     q_sample,
@@ -29,15 +36,18 @@ __all__ = [
     "ddim",
     "ddpm",
     "denoiser",
+    "discretised_log_likelihood",
     "draw_t",
     "forward_log_density",
     "forward_marginal",
     "forward_step",
     "forward_trajectory",
+    "gaussian_kl",
     "guided",
     "last",
     "learned_log_variance",
     "log_density",
+    "mean_slope",
     "min_snr_weight",
     "per_sample",
     "posterior",
@@ -50,5 +60,7 @@ __all__ = [
     "squared_error",
     "target_of",
     "timesteps",
+    "variance_bound",
+    "variance_bound_arrays",
     "vlb_weight",
 ]

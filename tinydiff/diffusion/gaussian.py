@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.backend import Array
-from tinydiff.diffusion.schedule import Schedule, at
+from tinydiff.diffusion.schedule import Schedule, at, lookup
 from tinydiff.rng import Rng
 
 # ------------------------------------------------------------------------------------ the forward process
@@ -160,6 +160,24 @@ def predict(output: Any, x_t: Any, t: int | Array, schedule: Schedule, target: s
     if target == "x0":
         return Prediction(output, (x_t - signal * output) / noise)
     return Prediction(signal * x_t - noise * output, noise * x_t + signal * output)
+
+
+def mean_slope(t: int | Array, schedule: Schedule, target: str = "eps") -> Any:
+    """How far the mean mu_theta of x_{t-1} moves when the network's output does: d mu_theta/d output.
+
+        sqrt(alpha_bar_{t-1}) beta_t/(1 - alpha_bar_t) for target "x0", since mu_theta is mu_tilde_t at the guessed x_0;
+        that times -sqrt(1 - alpha_bar_t)/sqrt(alpha_bar_t) for "eps", and times -sqrt(1 - alpha_bar_t) for "v"
+
+    So mu_theta - mu_tilde_t, which the bound measures, is the slope times the error of the output.
+    t: in 1..T. Returns a float, or (B,) float64 on the host. Raises ValueError for another target or t.
+    (E12, E15 and E16; Ho et al. 2020, eq. 8–12)
+    """
+    s = schedule
+    x0 = np.sqrt(s.alpha_bar_prev) * s.beta / s.one_minus_alpha_bar
+    factor = {"x0": 1.0, "eps": -np.sqrt(s.one_minus_alpha_bar / s.alpha_bar), "v": -np.sqrt(s.one_minus_alpha_bar)}
+    if target not in factor:
+        raise ValueError(f"target must be 'eps', 'x0' or 'v', got {target!r}")
+    return lookup(x0 * factor[target], t)
 
 
 def _signal_and_noise(t: int | Array, x: Any, schedule: Schedule, target: str) -> tuple[Any, Any]:

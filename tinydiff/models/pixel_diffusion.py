@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +23,11 @@ from tinydiff.diffusion import (
     min_snr_weight,
     per_sample,
     q_sample,
+    split_variance,
     squared_error,
     target_of,
+    variance_bound,
+    variance_bound_arrays,
 )
 from tinydiff.files import PathLike
 from tinydiff.nn import Module, UNet, UNetConfig
@@ -47,6 +51,7 @@ class PixelDiffusionConfig:
     keeps the many easy steps from drowning the others. label_drop: the share of labels hidden in training, so that
     guidance has an unconditional model to move away from (E35). class_names: one for each class. stratified: cut
     1..T into as many equal parts as there are images and draw one t from each: the same on average, with less chance.
+    learned_variance: the network also outputs how much noise its reverse steps need, trained on the bound (E13).
 
     Raises ValueError for a name that is not among these, or unless there are as many class names as classes.
     """
@@ -60,6 +65,7 @@ class PixelDiffusionConfig:
     label_drop: float = 0.1
     class_names: tuple[str, ...] = ()
     stratified: bool = False
+    learned_variance: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -98,14 +104,16 @@ def _beside(array: Array | None, x: Array) -> Array | None:
 class PixelDiffusion(Module):
     """A U-Net that turns noise into images: its training loss (Algorithm 1) and its samplers.
 
-    Called as model(x_t, t, label) it gives the network's output, eps, x_0 or v as its configuration says.
+    Called as model(x_t, t, label) it gives the network's output, eps, x_0 or v as its configuration says, and after
+    that, in as many channels, the variance if it learns one (see `split_variance`).
     """
 
     kind = "pixel-diffusion"
 
     def __init__(self, config: PixelDiffusionConfig, rng: Rng):
         self.config = config
-        self.unet = UNet(config.unet, rng)
+        outputs = 2 * config.unet.channels if config.learned_variance else None
+        self.unet = UNet(dataclasses.replace(config.unet, outputs=outputs), rng)
         self.schedule = SCHEDULES[config.schedule](config.T)
 
     @classmethod
@@ -130,7 +138,8 @@ class PixelDiffusion(Module):
             t ~ Uniform({1, ..., T}),  eps ~ N(0, I),  x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
             L = || eps - eps_theta(x_t, t) ||²
 
-        averaged over batch and pixels; for another target or weighting as `simple_loss` says.
+        averaged over batch and pixels; for another target or weighting as `simple_loss` says. A learned variance adds a
+        thousandth of the bound (E13; Nichol & Dhariwal 2021, eq. 16).
         x_0: (B, H, W, C), float32 in [-1, 1]. label: (B,) whole numbers, if the model has classes. rng: the stream of
         this step. Raises ValueError for labels out of range, missing or not wanted.
         """
@@ -140,7 +149,8 @@ class PixelDiffusion(Module):
         """All that `loss` draws and looks up, the arguments of `loss_of`, on x_0's device; takes and raises the same.
 
         Returns x_t and what the network should output (B, H, W, C), between them t (B,); then the label (B,), some of
-        them hidden, or None without classes, and the weight (B, 1, 1, 1), or None for the plain loss.
+        them hidden, or None without classes, the weight (B, 1, 1, 1), or None for the plain loss, and with a learned
+        variance the arrays that `variance_bound` takes last.
         """
         target = self.config.target
         label = self._hide_some(self._checked(label, len(x_0)), rng.at(2))
@@ -150,7 +160,8 @@ class PixelDiffusion(Module):
         weight = None
         if self.config.weighting == "min-snr":
             weight = per_sample(min_snr_weight(t, self.schedule, target=target), x_0)
-        return x_t, _beside(t, x_0), wanted, _beside(label, x_0), weight
+        bound = variance_bound_arrays(x_0, t, self.schedule, target) if self.config.learned_variance else ()
+        return x_t, _beside(t, x_0), wanted, _beside(label, x_0), weight, *bound
 
     def loss_of(
         self,
@@ -159,11 +170,16 @@ class PixelDiffusion(Module):
         wanted: Array,
         label: Array | None = None,
         weight: Array | None = None,
-        *,
+        *bound: Array,
         rng: Rng | None = None,
     ) -> Tensor:
         """The loss of what `draw` gave, the same each time unless rng is given, for dropout."""
-        return squared_error(self(x_t, t, label, rng), wanted, weight)
+        output = self(x_t, t, label, rng)
+        if not self.config.learned_variance:
+            return squared_error(output, wanted, weight)
+        output, v = split_variance(output)
+        bound_of_all = self.schedule.T * variance_bound(output.data - wanted, v, t, *bound)
+        return squared_error(output, wanted, weight) + 0.001 * bound_of_all
 
     def sample(
         self,
@@ -200,15 +216,18 @@ class PixelDiffusion(Module):
         self.eval()
         x_T = rng.at(0).normal((n, *self.config.size, self.config.unet.channels))
         label = _beside(label, x_T)
-        model = classifier_free(lambda x_t, t: self(x_t, t, label), lambda x_t, t: self(x_t, t, None), guidance)
+        learned = self.config.learned_variance
+        model = classifier_free(lambda x_t, t: self(x_t, t, label), lambda x_t, t: self(x_t, t), guidance, learned)
 
         @captured
         def network(x_t: Array, t: Array) -> Array:
             return model(x_t, t).data
 
-        denoise = denoiser(lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target)
+        denoise = denoiser(
+            lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target, learned_variance=learned
+        )
         if sampler == "ddpm" and steps == self.schedule.T:
-            states = ddpm(denoise, x_T, self.schedule, rng.at(1))
+            states = ddpm(denoise, x_T, self.schedule, rng.at(1), "learned" if learned else "posterior")
         else:
             eta = 1.0 if sampler == "ddpm" else 0.0
             states = ddim(denoise, x_T, self.schedule, rng.at(1), steps=steps, eta=eta)
