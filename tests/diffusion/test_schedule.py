@@ -130,7 +130,7 @@ def test_too_few_steps(make, T):
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf])
 def test_beta_outside_its_range(beta):
-    with pytest.raises(ValueError, match=r"inside \(0, 1\), got beta_2"):
+    with pytest.raises(ValueError, match=r"inside \(0, 1\), .*got beta_2"):
         Schedule.from_betas([0.1, beta, 0.2])
 
 
