@@ -139,8 +139,9 @@ class Schedule:
         kept = sorted(times)
         if not kept or len(set(kept)) < len(kept):
             raise ValueError(f"expected one or more different times, got {kept}")
-        steps = np.diff(lookup(self.log_alpha_bar, np.array(kept)), prepend=0.0)
-        return Schedule(np.append(0.0, -np.expm1(steps)))
+        log_alpha = np.diff(lookup(self.log_alpha_bar, np.array(kept)), prepend=0.0)
+        most = np.where(log_alpha == -np.inf, 1, np.nextafter(1, 0))  # lest rounding wipe out what little is left
+        return Schedule(np.append(0.0, np.minimum(-np.expm1(log_alpha), most)))
 
     @property
     def T(self) -> int:
