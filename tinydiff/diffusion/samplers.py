@@ -201,9 +201,9 @@ def dpm_solver(
         D = x_0 + h/(2 h_before) (x_0 - x_0_before)
         x_s = sqrt(1 - alpha_bar_s)/sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_s) (1 - exp(-h)) D
 
-    D continues the line through this x_0 and that of the step before to the middle of the step. A step twice
-    as long as the one before or longer, too far to continue a line, takes D = x_0, as DDIM does: so does the first, which has
-    none before, and the last, where h is infinite.
+    D continues the line through this x_0 and that of the step before to the middle of the step. A step that is at
+    least twice as long as the one before, too far to continue a line, takes D = x_0, as DDIM does: so does the first,
+    which has none before, and the last, where h is infinite.
     x_T: (B, ...), drawn from N(0, I). rng: not used. steps, spacing: the times visited, see `timesteps`.
     Yields the state after each step, the last being x_0. Raises ValueError for bad steps or spacing.
     (Lu et al. 2022, "DPM-Solver++", Algorithm 2)
