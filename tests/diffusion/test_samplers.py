@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tinydiff import Rng, Tensor, ops
 from tinydiff.diffusion import (
     Prediction,
+    Sampling,
     Schedule,
     ddim,
     ddpm,
@@ -24,10 +25,10 @@ from tinydiff.diffusion import (
     reverse_log_density,
     timesteps,
 )
+from tinydiff.diffusion.samplers import SAMPLERS, SPACINGS, USUAL_STEPS
 
 from .common import PROPERTY, alpha_bar, gaussian_data, ideal_x0, schedules, within
 
-SPACINGS = ("trailing", "leading", "linspace")
 ALL = {
     "ddpm-posterior": lambda d, x, s, rng, steps, spacing="trailing": ddpm(d, x, s, rng, "posterior", steps, spacing),
     "ddpm-beta": lambda d, x, s, rng, steps, spacing="trailing": ddpm(d, x, s, rng, "beta", steps, spacing),
@@ -382,6 +383,61 @@ def test_bad_arguments_of_the_samplers():
         denoiser(lambda x_t, t: x_t[0], schedule)(x, 1)
     with pytest.raises(ValueError, match="at least one state"):
         last([])
+
+
+# ---------------------------------------------------------------------------------------------- Sampling
+
+
+@pytest.mark.parametrize(
+    ("how", "same"),
+    [
+        (Sampling("ddpm"), lambda d, x, s, rng: ddpm(d, x, s, rng)),
+        (
+            Sampling("ddpm", 6, "linspace", variance="beta"),
+            lambda d, x, s, rng: ddpm(d, x, s, rng, "beta", 6, "linspace"),
+        ),
+        (Sampling(), lambda d, x, s, rng: ddim(d, x, s, rng, 50)),
+        (Sampling("ddim", 7, "leading", eta=0.3), lambda d, x, s, rng: ddim(d, x, s, rng, 7, 0.3, "leading")),
+        (Sampling("heun"), lambda d, x, s, rng: heun(d, x, s, rng, 20)),
+        (Sampling("heun", 5, "linspace"), lambda d, x, s, rng: heun(d, x, s, rng, 5, "linspace")),
+        (Sampling("dpm"), lambda d, x, s, rng: dpm_solver(d, x, s, rng, 20)),
+        (Sampling("dpm", 5, "leading"), lambda d, x, s, rng: dpm_solver(d, x, s, rng, 5, "leading")),
+    ],
+)
+def test_sampling_calls_the_sampler_of_its_name(how, same):
+    schedule, x_T = Schedule.cosine(60), Rng(0).normal((2, 3))
+    denoise = denoiser(lambda x_t, t: np.sin(x_t), schedule, "v")
+    states = list(how.states(denoise, x_T, schedule, Rng(1)))
+    assert len(states) == how.steps_of(60)
+    np.testing.assert_array_equal(states, list(same(denoise, x_T, schedule, Rng(1))))
+
+
+def test_usual_steps_fit_short_schedules():
+    assert {name: Sampling(name).steps_of(9) for name in SAMPLERS} == dict.fromkeys(SAMPLERS, 9)
+    assert {name: Sampling(name).steps_of(999) for name in SAMPLERS} == {"ddpm": 999, **USUAL_STEPS}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"sampler": "euler"}, "sampler must be one of ddpm, ddim, heun, dpm, got 'euler'"),
+        ({"spacing": "even"}, "spacing must be one of trailing, leading, linspace, got 'even'"),
+        ({"sampler": "ddpm", "variance": "fixed"}, "variance must be one of posterior, beta, learned, got 'fixed'"),
+        ({"eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
+        ({"eta": math.nan}, "eta must lie in"),
+        ({"sampler": "heun", "eta": 0.5}, "eta is for the sampler ddim, got eta 0.5 for heun"),
+        ({"variance": "beta"}, "variance is for the sampler ddpm, got beta for ddim"),
+    ],
+)
+def test_bad_sampling(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        Sampling(**wrong)
+
+
+@pytest.mark.parametrize("steps", [0, -2, 11])
+def test_sampling_in_steps_that_the_model_has_not(steps):
+    with pytest.raises(ValueError, match=rf"1\.\.10, the T of this model, got {steps}"):
+        Sampling("dpm", steps).steps_of(10)
 
 
 # ---------------------------------------------------------------------------------------------- denoiser

@@ -27,6 +27,7 @@ from tinydiff.diffusion.gaussian import (
 from tinydiff.diffusion.guidance import classifier_free, guided
 from tinydiff.diffusion.loss import draw_t, min_snr_weight, simple_loss, squared_error, vlb_weight
 from tinydiff.diffusion.samplers import (
+    Sampling,
     ddim,
     ddpm,
     denoiser,
@@ -41,6 +42,7 @@ from tinydiff.diffusion.schedule import Schedule, per_sample
 
 __all__ = [
     "Prediction",
+    "Sampling",
     "Schedule",
     "classifier_free",
     "ddim",

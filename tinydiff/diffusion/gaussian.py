@@ -176,7 +176,9 @@ def mean_slope(t: int | Array, schedule: Schedule, target: str = "eps") -> Any:
     """
     s = schedule
     x0 = np.sqrt(s.alpha_bar_prev) * s.beta / s.one_minus_alpha_bar
-    factor = {"x0": 1.0, "eps": -np.sqrt(s.one_minus_alpha_bar / s.alpha_bar), "v": -np.sqrt(s.one_minus_alpha_bar)}
+    with np.errstate(divide="ignore"):  # alpha_bar_T may be 0
+        eps = -np.sqrt(s.one_minus_alpha_bar / s.alpha_bar)
+    factor = {"x0": 1.0, "eps": eps, "v": -np.sqrt(s.one_minus_alpha_bar)}
     if target not in factor:
         raise ValueError(f"target must be 'eps', 'x0' or 'v', got {target!r}")
     return lookup(x0 * factor[target], t)

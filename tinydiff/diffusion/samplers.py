@@ -20,6 +20,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def ddpm(
     x_T: Array,
     schedule: Schedule,
     rng: Rng,
-    variance: str = "posterior",
+    variance: str | None = None,
     steps: int | None = None,
     spacing: str = "trailing",
 ) -> Iterator[Array]:
@@ -102,27 +103,30 @@ def ddpm(
         x_{t-1} = (x_t - beta_t/sqrt(1 - alpha_bar_t) eps_theta(x_t, t))/sqrt(alpha_t) + sigma_t z
 
     x_T: (B, ...), drawn from N(0, I). variance: sigma_t² is "posterior" (beta_tilde_t), "beta" (beta_t), or "learned"
-    (between the two, as the network says; E13). steps, spacing: the times visited, see `timesteps`; by default all T.
-    With fewer, alpha_t and beta_t are those of `Schedule.respaced`. Calls the network once a step.
+    (between the two, as the network says; E13); by default "learned" if the network learned one, else "posterior".
+    steps, spacing: the times visited, see `timesteps`; by default all T. With fewer, alpha_t and beta_t are those of
+    `Schedule.respaced`. Calls the network once a step.
     The slide's "x_t - eps_theta = x_{t-1}" is a loose picture of the step, not the step.
     Raises ValueError for another variance, if the network did not learn one, and for bad steps or spacing.
     (E19, E15, E13; Ho et al. 2020, Algorithm 2)
     """
     times = timesteps(schedule.T, schedule.T if steps is None else steps, spacing)
     visited = schedule.respaced(times)
-    fixed = None if variance == "learned" else np.sqrt(visited.reverse_variance(variance))
     x_t = x_T
     for i, t in zip(range(visited.T, 0, -1), times, strict=True):
         prediction = denoise(x_t, t)
-        z = rng.normal_like(x_t) if i > 1 else 0
-        sigma = learned_sigma(prediction, i, visited) if fixed is None else fixed[i].item()
         mean, _ = posterior(x_t, prediction.x0, i, visited)  # the same mean as above (E12), even where alpha_T = 0
-        x_t = mean + sigma * z
+        z = rng.normal_like(x_t) if i > 1 else 0
+        x_t = mean + _sigma(prediction, i, visited, variance) * z
         yield x_t
 
 
-def learned_sigma(prediction: Prediction, t: int, schedule: Schedule) -> Array:
-    """The standard deviation sigma_t that a network learned (E13). Raises ValueError if it did not learn one."""
+def _sigma(prediction: Prediction, t: int, schedule: Schedule, variance: str | None) -> Any:
+    """The standard deviation sigma_t of the reverse step (E13), a number, or of each number if it was learned."""
+    if variance is None:
+        variance = "posterior" if prediction.v is None else "learned"
+    if variance != "learned":
+        return schedule.reverse_variance(variance)[t].item() ** 0.5
     if prediction.v is None:
         raise ValueError("variance 'learned' needs a network that learned one; this one takes 'posterior' or 'beta'")
     log_variance = learned_log_variance(prediction.v, t, schedule)
@@ -268,3 +272,62 @@ def reverse_log_density(
         mean, _ = posterior(x_t, denoise(x_t, t).x0, t, schedule)
         total = total + log_density(x_prev, mean, sigma_squared[t].item())
     return total
+
+
+# ------------------------------------------------------------------------------------ choosing among them
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a trained model draws: which sampler, along which times, and the choices that one sampler alone has.
+
+    sampler: a name in SAMPLERS. steps: 1..T; by default all T for "ddpm", else as many as USUAL_STEPS says.
+    spacing: see `timesteps`. eta: for "ddim", in [0, 1]. variance: for "ddpm", in VARIANCES, or None, see there.
+    clip: see `denoiser`. Raises ValueError for a value that is not among these, and for an eta or variance given to a
+    sampler that takes none.
+    """
+
+    sampler: str = "ddim"
+    steps: int | None = None
+    spacing: str = "trailing"
+    eta: float = 0.0
+    variance: str | None = None
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("sampler", self.sampler, tuple(SAMPLERS)),
+            ("spacing", self.spacing, SPACINGS),
+            ("variance", self.variance or VARIANCES[0], VARIANCES),
+        ):
+            if value not in known:
+                raise ValueError(f"the {name} must be one of {', '.join(known)}, got {value!r}")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta is for the sampler ddim, got eta {self.eta} for {self.sampler}")
+        if self.variance and self.sampler != "ddpm":
+            raise ValueError(f"a variance is for the sampler ddpm, got {self.variance} for {self.sampler}")
+
+    def steps_of(self, T: int) -> int:
+        """How many steps a model of T steps is drawn from in. Raises ValueError unless they are in 1..T."""
+        if self.steps is None:
+            return min(USUAL_STEPS.get(self.sampler, T), T)
+        if not 1 <= self.steps <= T:
+            raise ValueError(f"the number of steps must be in 1..{T}, the T of this model, got {self.steps}")
+        return self.steps
+
+    def states(self, denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng) -> Iterator[Array]:
+        """The states that the chosen sampler yields, after each of `steps_of(schedule.T)` steps."""
+        return SAMPLERS[self.sampler](denoise, x_T, schedule, rng, self)
+
+
+SAMPLERS: dict[str, Callable[[Denoise, Array, Schedule, Rng, Sampling], Iterator[Array]]] = {
+    "ddpm": lambda d, x_T, s, rng, how: ddpm(d, x_T, s, rng, how.variance, how.steps_of(s.T), how.spacing),
+    "ddim": lambda d, x_T, s, rng, how: ddim(d, x_T, s, rng, how.steps_of(s.T), how.eta, how.spacing),
+    "heun": lambda d, x_T, s, rng, how: heun(d, x_T, s, rng, how.steps_of(s.T), how.spacing),
+    "dpm": lambda d, x_T, s, rng, how: dpm_solver(d, x_T, s, rng, how.steps_of(s.T), how.spacing),
+}
+SPACINGS = ("trailing", "leading", "linspace")
+VARIANCES = ("posterior", "beta", "learned")
+USUAL_STEPS = {"ddim": 50, "heun": 20, "dpm": 20}
