@@ -1,7 +1,8 @@
-"""Draw digits from a trained model: Algorithm 2 (DDPM), or DDIM in fewer steps.
+"""Draw digits from a trained model: by Algorithm 2 (DDPM), or by a sampler that takes fewer steps.
 
     python examples/sample.py runs/mnist                                64 digits in 50 steps: runs/mnist/grid.png
     python examples/sample.py runs/mnist --sampler ddpm                 all T steps, as in the deck
+    python examples/sample.py runs/mnist --sampler dpm --steps 10       five times as fast
     python examples/sample.py runs/mnist --label 7 --guidance 3         sevens, from a class-conditional model
     python examples/sample.py runs/mnist --n 500 --save-array s.npz     the array `samples` (N, 28, 28) in [0, 1] too
 
@@ -17,9 +18,11 @@ import pathlib
 import numpy as np
 
 from tinydiff import backend, checkpoint, cli, image
+from tinydiff.diffusion import Sampling
+from tinydiff.diffusion.samplers import SAMPLERS, SPACINGS, USUAL_STEPS, VARIANCES
 from tinydiff.files import atomic_file
 from tinydiff.models import PixelDiffusion
-from tinydiff.models.pixel_diffusion import SAMPLERS, USUAL_GUIDANCE
+from tinydiff.models.pixel_diffusion import USUAL_GUIDANCE
 from tinydiff.rng import Rng
 
 
@@ -30,8 +33,31 @@ def parse() -> argparse.Namespace:
         "run", metavar="RUN", type=pathlib.Path, help="folder of a training run, or a shipped model: mnist"
     )
     parser.add_argument("--n", type=int, default=64, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, metavar="N", help="default: 50 for ddim, all T for ddpm")
+    how = parser.add_argument_group("how to sample (lesson 10 compares)")
+    how.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default="ddim",
+        help="ddpm: Algorithm 2, which adds noise at each step (E19). ddim: adds none, in fewer steps. heun: second "
+        "order, at two calls of the network a step. dpm: DPM-Solver++(2M), second order at one (default: %(default)s)",
+    )
+    usual = ", ".join(f"{steps} for {sampler}" for sampler, steps in USUAL_STEPS.items())
+    how.add_argument("--steps", type=int, metavar="N", help=f"1 to T (default: {usual}, all T for ddpm)")
+    how.add_argument(
+        "--spacing",
+        choices=SPACINGS,
+        default="trailing",
+        help="which of the T times are visited (default: %(default)s)",
+    )
+    how.add_argument(
+        "--eta", type=float, default=0.0, metavar="E", help="noise of ddim: 0 none, 1 as much as ddpm (default: 0)"
+    )
+    how.add_argument(
+        "--variance", choices=VARIANCES, help="noise of ddpm (E13; default: learned if the model did, else posterior)"
+    )
+    how.add_argument(
+        "--no-clip", action="store_true", help="let each guess at the image leave [-1, 1] (default: clip it)"
+    )
     parser.add_argument("--label", type=int, metavar="K", help="which class to draw (default: all, at random)")
     parser.add_argument(
         "--guidance",
@@ -52,6 +78,9 @@ def main() -> None:
     options = parse()
     if options.batch_size < 1 or options.n < 1:
         raise ValueError(f"--n and --batch-size must be at least 1, got {options.n} and {options.batch_size}")
+    how = Sampling(
+        options.sampler, options.steps, options.spacing, options.eta, options.variance, clip=not options.no_clip
+    )
     file = checkpoint.find(options.run)
     out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "grid.png"
     for path in filter(None, (out, options.save_array)):
@@ -60,17 +89,10 @@ def main() -> None:
         model = PixelDiffusion.load(file)
         rng = Rng(options.seed)
         sizes = [min(options.batch_size, options.n - start) for start in range(0, options.n, options.batch_size)]
-        total = model.sampling_steps(options.sampler, options.steps) + 1
+        total = how.steps_of(model.schedule.T) + 1
         drawn = []
         for batch, size in enumerate(sizes):
-            states = model.sample(
-                size,
-                rng.at(batch),
-                sampler=options.sampler,
-                steps=options.steps,
-                guidance=options.guidance,
-                label=options.label,
-            )
+            states = model.sample(size, rng.at(batch), how, guidance=options.guidance, label=options.label)
             *_, x_0 = cli.progress(states, f"batch {batch + 1} of {len(sizes)}", total)
             drawn.append(backend.to_numpy(x_0))
     x_0 = np.concatenate(drawn).clip(-1, 1)

@@ -28,7 +28,7 @@ from tinydiff.backend import Array
 from tinydiff.data import mnist
 from tinydiff.data.augment import random_shift
 from tinydiff.data.loader import Batches
-from tinydiff.diffusion import last
+from tinydiff.diffusion import Sampling, last
 from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, WEIGHTINGS
 from tinydiff.nn import UNetConfig
@@ -148,7 +148,7 @@ def parse() -> argparse.Namespace:
     add(what, "--data", "embedded, full, fashion, or a folder with the four IDX files")
     add(what, "--class-conditional", "tell the model which digit it sees", action=argparse.BooleanOptionalAction)
     add(what, "--timesteps", "T, the number of diffusion steps", type=int, metavar="T")
-    add(what, "--schedule", "how the noise grows with t (E6, E7)", choices=SCHEDULES)
+    add(what, "--schedule", "how the noise grows with t (E6, E7; lesson 3)", choices=SCHEDULES)
     add(what, "--target", "what the network predicts: the noise, the image, or v (E15)", choices=TARGETS)
     add(what, "--weighting", "how much each t counts in the loss", choices=WEIGHTINGS)
     add(
@@ -270,7 +270,7 @@ def draw(model: PixelDiffusion, rng: Rng, n: int, steps: int) -> Iterator[np.nda
     """The states of n samples from x_T to x_0, each (n, H, W, 1); a model with classes draws them in turn."""
     classes = model.config.unet.classes
     label = None if classes is None else np.arange(n) % classes
-    states = model.sample(n, rng, steps=steps, label=label)
+    states = model.sample(n, rng, Sampling(steps=steps), label=label)
     return (backend.to_numpy(x) for x in states)
 
 

@@ -11,6 +11,7 @@ from tests.helpers import assert_close
 from tinydiff import Rng, Tensor, backend, ops, train
 from tinydiff.autograd import no_grad
 from tinydiff.backend import captured, to_device
+from tinydiff.diffusion import Sampling
 from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models import pixel_diffusion as pixel_diffusion_file
 from tinydiff.nn import Embedding, Linear, Module, TimeEmbedding, UNetConfig
@@ -522,9 +523,9 @@ def test_diffusion_training_is_the_same_captured_or_not(recipe, device):
 @pytest.mark.parametrize(
     ("recipe", "how"),
     [
-        ("x0, weighted, with labels", {"guidance": 2.0, "steps": 5}),
+        ("x0, weighted, with labels", {"guidance": 2.0, "how": Sampling(steps=5)}),
         ("x0, weighted, with labels", {"guidance": 1.0, "label": 1}),
-        ("eps, plain", {"sampler": "ddpm"}),
+        ("eps, plain", {"how": Sampling("ddpm")}),
     ],
 )
 def test_samples_are_the_same_captured_or_not(recipe, how, device, monkeypatch):

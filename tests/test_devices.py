@@ -8,6 +8,8 @@ import pytest
 from tests.helpers import assert_close
 from tinydiff import Rng, Tensor, backend, no_grad, ops
 from tinydiff.autograd import checkpoint
+from tinydiff.diffusion import Sampling
+from tinydiff.diffusion.samplers import SAMPLERS
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.nn import UNet, UNetConfig
 from tinydiff.optim import EMA, SGD, Adam, AdamW
@@ -99,7 +101,11 @@ def test_one_step_of_diffusion_training(device):
 
 
 @pytest.mark.parametrize(
-    "how", [{"sampler": "ddpm"}, {"sampler": "ddim", "steps": 3}, {"guidance": 2.0, "steps": 2, "label": 1}]
+    "how",
+    [
+        *({"how": Sampling(sampler, steps=3)} for sampler in SAMPLERS),
+        {"guidance": 2.0, "how": Sampling(steps=2), "label": 1},
+    ],
 )
 def test_sampling_stays_on_the_device(how, device):
     with no_grad():

@@ -393,7 +393,7 @@ def test_refused(whole, unlabelled, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--schedule", "sigmoid"], ["--steps", "many"], ["--steps", "1", "--minutes", "1"]]
+    "arguments", [["--schedule", "square"], ["--steps", "many"], ["--steps", "1", "--minutes", "1"]]
 )
 def test_usage_errors(monkeypatch, capsys, arguments):
     code, _, err = call(monkeypatch, capsys, TRAIN, *arguments)

@@ -16,7 +16,7 @@ import numpy as np
 from tests.benchmarks.side import Step
 from tinydiff import Rng, Tensor, backend, no_grad, ops, optim
 from tinydiff.data import mnist
-from tinydiff.diffusion import last
+from tinydiff.diffusion import Sampling, last
 from tinydiff.models import PixelDiffusion
 from tinydiff.nn import Module, UNet, UNetConfig
 from tinydiff.nn.module import Parameter
@@ -175,7 +175,7 @@ def sample(n: int = 64, steps: int = 50, **changes: Any) -> Step:
     model, _, _ = digits_model(**changes)
 
     def step() -> float:
-        return float((last(model.sample(n, Rng(3), steps=steps, label=np.arange(n) % 10)) ** 2).mean())
+        return float((last(model.sample(n, Rng(3), Sampling(steps=steps), label=np.arange(n) % 10)) ** 2).mean())
 
     return step
 

@@ -21,10 +21,13 @@ def quiet(betas):
         return Schedule.from_betas(betas)
 
 
-def schedules(max_T=12):
+def schedules(max_T=12, min_T=1):
     """Any valid schedule of at most max_T steps, the shipped ones among them."""
-    betas = st.lists(st.floats(1e-6, 0.999), min_size=1, max_size=max_T).map(quiet)
-    return st.one_of(betas, st.integers(2, max_T).map(Schedule.linear), st.integers(1, max_T).map(Schedule.cosine))
+    betas = st.lists(st.floats(1e-6, 0.999), min_size=min_T, max_size=max_T).map(quiet)
+    from_one = st.integers(min_T, max_T)
+    from_two = st.integers(2, max_T)  # in one step these two would keep much of the signal
+    shipped = [from_one.map(Schedule.cosine), from_one.map(Schedule.sigmoid)]
+    return st.one_of(betas, *shipped, from_two.map(Schedule.linear), from_two.map(Schedule.scaled_linear))
 
 
 @st.composite

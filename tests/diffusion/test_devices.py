@@ -11,9 +11,11 @@ from tinydiff.diffusion import (
     ddim,
     ddpm,
     denoiser,
+    dpm_solver,
     draw_t,
     forward_log_density,
     forward_trajectory,
+    heun,
     last,
     min_snr_weight,
     posterior,
@@ -37,6 +39,8 @@ FUNCTIONS = {
     "forward density": lambda a, b, t: forward_log_density([a, b] * 5 + [a], SCHEDULE),
     "reverse density": lambda a, b, t: reverse_log_density([a, b] * 5 + [a], identity(), SCHEDULE),
     "ddim": lambda a, b, t: last(ddim(identity(), a, SCHEDULE, Rng(0), steps=5)),
+    "heun": lambda a, b, t: last(heun(identity(), a, SCHEDULE, Rng(0), steps=5)),
+    "dpm_solver": lambda a, b, t: last(dpm_solver(identity(), a, SCHEDULE, Rng(0), steps=5)),
     "guidance": lambda a, b, t: classifier_free(lambda x, t: a, lambda x, t: b, 3.0)(a, t),
 }
 

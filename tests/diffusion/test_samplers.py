@@ -1,4 +1,4 @@
-"""E8, E19, DDIM: samplers against the ideal denoiser of Gaussian data, whose formula is known."""
+"""E8, E19, and the faster samplers: all against the ideal denoiser of Gaussian data, whose formula is known."""
 
 import itertools
 import math
@@ -12,20 +12,33 @@ from hypothesis import strategies as st
 from tinydiff import Rng, Tensor, ops
 from tinydiff.diffusion import (
     Prediction,
+    Sampling,
     Schedule,
     ddim,
     ddpm,
     denoiser,
+    dpm_solver,
     forward_step,
+    heun,
     last,
     q_sample,
     reverse_log_density,
     timesteps,
 )
+from tinydiff.diffusion.samplers import SAMPLERS, SPACINGS, USUAL_STEPS
 
 from .common import PROPERTY, alpha_bar, gaussian_data, ideal_x0, schedules, within
 
-SPACINGS = ("trailing", "leading", "linspace")
+ALL = {
+    "ddpm-posterior": lambda d, x, s, rng, steps, spacing="trailing": ddpm(d, x, s, rng, "posterior", steps, spacing),
+    "ddpm-beta": lambda d, x, s, rng, steps, spacing="trailing": ddpm(d, x, s, rng, "beta", steps, spacing),
+    "ddim-eta0": lambda d, x, s, rng, steps, spacing="trailing": ddim(d, x, s, rng, steps, 0.0, spacing),
+    "ddim-eta0.5": lambda d, x, s, rng, steps, spacing="trailing": ddim(d, x, s, rng, steps, 0.5, spacing),
+    "ddim-eta1": lambda d, x, s, rng, steps, spacing="trailing": ddim(d, x, s, rng, steps, 1.0, spacing),
+    "heun": heun,
+    "dpm": dpm_solver,
+}
+FLOW = ("ddim-eta0", "heun", "dpm")  # those that follow the probability flow and draw no noise
 
 
 def standard_normal_network(schedule):
@@ -36,29 +49,78 @@ def standard_normal_network(schedule):
 # --------------------------------------------------------------------------- the whole way, for Gaussian data
 
 
+# As many steps as make a sampler's own error half a standard error or less: more for one that adds noise.
 @pytest.mark.parametrize(
-    "sampler",
-    [
-        lambda d, x, s, rng: ddpm(d, x, s, rng, "posterior"),
-        lambda d, x, s, rng: ddpm(d, x, s, rng, "beta"),
-        lambda d, x, s, rng: ddim(d, x, s, rng, steps=s.T, eta=0),
-        lambda d, x, s, rng: ddim(d, x, s, rng, steps=s.T, eta=1),
-    ],
-    ids=["ddpm-posterior", "ddpm-beta", "ddim-eta0", "ddim-eta1"],
+    ("sampler", "steps"),
+    [*((name, 1000) for name in ALL if name.startswith("dd")), ("ddpm-posterior", 500), ("heun", 60), ("dpm", 60)],
 )
-def test_ideal_denoiser_gives_the_data(sampler):
-    """E19: with E[x_0 | x_t] exact, the samples have the data's mean and covariance, within 4 standard errors.
-
-    A thousand cosine steps lose less than 0.6 % of a variance (propagated in closed form), half a standard error.
-    """
-    n, schedule = 10000, Schedule.cosine(1000)
+@pytest.mark.parametrize("make", [Schedule.cosine, lambda T: Schedule.scaled_linear(T).zero_terminal_snr()])
+def test_ideal_denoiser_gives_the_data(sampler, steps, make):
+    """E19: with E[x_0 | x_t] exact, the samples have the data's mean and covariance, within 4 standard errors."""
+    n, schedule = 10000, make(1000)
     mean, covariance = gaussian_data(2, seed=1)
     denoise = denoiser(ideal_x0(schedule, mean, covariance), schedule, "x0", clip=False)
-    samples = last(sampler(denoise, Rng(0).normal((n, 2), np.float64), schedule, Rng(1)))
+    samples = last(ALL[sampler](denoise, Rng(0).normal((n, 2), np.float64), schedule, Rng(1), steps))
     variances = np.diag(covariance)
     within(samples.mean(axis=0), mean, np.sqrt(variances / n), how_many=4)
     standard_error = np.sqrt((np.outer(variances, variances) + covariance**2) / n)
     within(np.cov(samples.T), covariance, standard_error, how_many=4)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim-eta0", 1), ("heun", 2), ("dpm", 2)])
+@pytest.mark.parametrize("make", [Schedule.cosine, Schedule.linear])
+def test_order_of_convergence(sampler, order, make):
+    """Twice the steps divide the error by 2^order, along the known flow of data N(mean, variance).
+
+    The flow keeps (x - sqrt(alpha_bar) mean)/sqrt(alpha_bar variance + 1 - alpha_bar) of each sample. Followed from
+    t = 8000 to t = 1000 of 8192: the steps near the data, where sigma grows as sqrt(t), have an order of their own.
+    """
+    mean, variance = 0.3, 0.25
+    schedule = make(8192).respaced(range(1000, 8001))
+    denoise = denoiser(ideal_x0(schedule, np.array([mean]), np.array([[variance]])), schedule, "x0", clip=False)
+    x_T = np.array([[-2.0], [-1.0], [0.0], [0.5], [1.7]])
+
+    def centre_and_width(t):
+        signal, noise = schedule.alpha_bar[t], 1 - schedule.alpha_bar[t]
+        return math.sqrt(signal) * mean, math.sqrt(signal * variance + noise)
+
+    def error(steps):
+        *_, x_1, _ = ALL[sampler](denoise, x_T, schedule, Rng(0), steps + 1, "linspace")
+        (from_centre, from_width), (to_centre, to_width) = centre_and_width(schedule.T), centre_and_width(1)
+        return np.abs(x_1 - to_centre - to_width * (x_T - from_centre) / from_width).max()
+
+    errors = np.array([error(steps) for steps in (100, 200, 400)])
+    np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), order, atol=0.2)
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [(name, 13 if name == "heun" else 7) for name in ALL])
+def test_calls_of_the_network(sampler, calls):
+    schedule, seen = Schedule.cosine(40), []
+    denoise = denoiser(lambda x_t, t: seen.append(int(t[0])) or x_t, schedule, "v")
+    states = list(ALL[sampler](denoise, np.ones((1, 2)), schedule, Rng(0), 7))
+    assert len(states) == 7 and len(seen) == calls
+    assert sorted(set(seen), reverse=True) == timesteps(40, 7)
+
+
+@PROPERTY
+@given(schedules(min_T=2), st.integers(0, 1000), st.sampled_from(SPACINGS), st.sampled_from(list(ALL)), st.data())
+def test_no_sampler_divides_by_a_zero_terminal_snr(schedule, seed, spacing, sampler, data):
+    """Lin et al. 2023: with alpha_bar_T = 0, from a network that predicts v, in float32; a warning is an error."""
+    zero = schedule.zero_terminal_snr()
+    steps = data.draw(st.integers(1, zero.T))
+    x_T = Rng(seed).normal((3, 2))
+    denoise = denoiser(lambda x_t, t: np.sin(x_t), zero, "v", clip=data.draw(st.booleans()))
+    with np.errstate(all="raise", under="ignore"):
+        for state in ALL[sampler](denoise, x_T, zero, Rng(seed), steps, spacing):
+            assert np.isfinite(state).all() and state.dtype == np.float32
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_eps_tells_no_x0_at_a_zero_terminal_snr(sampler):
+    zero = Schedule.cosine(10).zero_terminal_snr()
+    denoise = denoiser(lambda x_t, t: x_t, zero, "eps")
+    with pytest.raises(ValueError, match=r"eps does not tell x_0 at t = 10.*predict 'v' or 'x0'"):
+        last(ALL[sampler](denoise, np.ones((1, 2)), zero, Rng(0), 5))
 
 
 @PROPERTY
@@ -100,27 +162,28 @@ def test_ddpm_with_a_learned_variance_has_the_fixed_ones_as_its_ends(v, fixed):
 @given(schedules(), st.integers(0, 1000), st.sampled_from(SPACINGS), st.data())
 def test_every_sampler_finds_a_single_point(schedule, seed, spacing, data):
     """If all data are one point c, then E[x_0 | x_t] = c, and any sampler with any steps ends there."""
-    steps, eta = data.draw(st.integers(1, schedule.T)), data.draw(st.floats(0, 1))
+    steps = data.draw(st.integers(1, schedule.T))
     point = np.random.default_rng(seed).normal(size=(2, 3))
     denoise = denoiser(lambda x_t, t: point, schedule, "x0", clip=False)
     x_T = np.random.default_rng(seed + 1).normal(size=(2, 3))
-    np.testing.assert_allclose(last(ddpm(denoise, x_T, schedule, Rng(0))), point, atol=1e-8)
-    np.testing.assert_allclose(last(ddim(denoise, x_T, schedule, Rng(0), steps, eta, spacing)), point, atol=1e-8)
+    for sampler in ALL.values():
+        np.testing.assert_allclose(last(sampler(denoise, x_T, schedule, Rng(0), steps, spacing)), point, atol=1e-8)
 
 
 @PROPERTY
-@given(schedules(), st.integers(0, 1000))
-def test_ddim_with_eta_1_and_all_steps_is_ddpm(schedule, seed):
+@given(schedules(), st.integers(0, 1000), st.sampled_from(SPACINGS), st.data())
+def test_ddim_with_eta_1_is_ddpm(schedule, seed, spacing, data):
     """Song et al. 2021: the same noise gives the same states as Algorithm 2 with the posterior variance."""
+    steps = data.draw(st.integers(1, schedule.T))
     mean, covariance = gaussian_data(3, seed)
     denoise = denoiser(ideal_x0(schedule, mean, covariance), schedule, "x0", clip=False)
     x_T = np.random.default_rng(seed).normal(size=(4, 3))
     for a, b in zip(
-        ddpm(denoise, x_T, schedule, Rng(seed)),
-        ddim(denoise, x_T, schedule, Rng(seed), schedule.T, eta=1),
+        ddpm(denoise, x_T, schedule, Rng(seed), steps=steps, spacing=spacing),
+        ddim(denoise, x_T, schedule, Rng(seed), steps, eta=1, spacing=spacing),
         strict=True,
     ):
-        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-8)
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7)
 
 
 @PROPERTY
@@ -168,6 +231,30 @@ def test_algorithm_2_line_by_line():
             np.testing.assert_allclose(state, x, rtol=1e-9)
 
 
+@pytest.mark.parametrize("variance", ["posterior", "beta", "learned"])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_fewer_steps_of_algorithm_2_line_by_line(variance, spacing):
+    """Nichol & Dhariwal 2021, section 4: alpha and beta are those of the jump from one visited time to the next."""
+    schedule, x, rng = Schedule.linear(30), Rng(0).normal((2, 3), np.float64), Rng(5)
+    v, times = 0.3, timesteps(30, 7, spacing)
+
+    def network(x_t, t):
+        eps = np.sin(x_t + t[0])
+        return np.concatenate([eps, np.full_like(eps, 2 * v - 1)], axis=-1) if variance == "learned" else eps
+
+    denoise = denoiser(network, schedule, clip=False, learned_variance=variance == "learned")
+    states = ddpm(denoise, x, schedule, Rng(5), variance, 7, spacing)
+    for t, s, state in zip(times, [*times[1:], 0], states, strict=True):
+        (signal, noise), (signal_before, before) = alpha_bar(schedule, t), alpha_bar(schedule, s)
+        alpha = signal / signal_before
+        beta = 1 - alpha
+        beta_tilde = beta * before / noise
+        sigma_squared = {"posterior": beta_tilde, "beta": beta, "learned": beta**v * beta_tilde ** (1 - v)}[variance]
+        z = rng.normal_like(x) if s > 0 else 0
+        x = (x - beta / math.sqrt(noise) * np.sin(x + t)) / math.sqrt(alpha) + math.sqrt(sigma_squared) * z
+        np.testing.assert_allclose(state, x, rtol=1e-8)
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_ddim_line_by_line(eta, spacing):
@@ -183,6 +270,62 @@ def test_ddim_line_by_line(eta, spacing):
         z = rng.normal_like(x) if sigma > 0 else 0
         x = math.sqrt(a_s) * predicted + math.sqrt(1 - a_s - sigma**2) * eps + sigma * z
         np.testing.assert_allclose(state, x, rtol=1e-8)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 30])
+def test_heun_line_by_line(steps, spacing):
+    """Karras et al. 2022, Algorithm 1, for dx/dphi = v, phi the angle whose cosine is sqrt(alpha_bar)."""
+    schedule, x = Schedule.linear(30), Rng(0).normal((2, 3), np.float64)
+
+    def velocity(x, t):
+        """The network's v, and with it the x_0 and eps of x = cos(phi) x_0 + sin(phi) eps, solved for both."""
+        v, phi = np.sin(x + t), math.acos(math.sqrt(alpha_bar(schedule, t)[0]))
+        return v, math.cos(phi) * x - math.sin(phi) * v, math.sin(phi) * x + math.cos(phi) * v, phi
+
+    states = heun(
+        denoiser(lambda x, t: np.sin(x + t[0]), schedule, "v", clip=False), x, schedule, Rng(0), steps, spacing
+    )
+    times = timesteps(30, steps, spacing)
+    for t, s, state in zip(times, [*times[1:], 0], states, strict=True):
+        v, x_0, eps, phi = velocity(x, t)
+        if s == 0:
+            x = x_0
+        else:
+            end = math.acos(math.sqrt(alpha_bar(schedule, s)[0]))
+            v_end, *_ = velocity(math.cos(end) * x_0 + math.sin(end) * eps, s)
+            x = x + (end - phi) * (v + v_end) / 2
+        np.testing.assert_allclose(state, x, rtol=1e-8)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 30])
+def test_dpm_solver_line_by_line(steps, spacing):
+    """Lu et al. 2022 (++), Algorithm 2, with alpha, sigma, lambda and r as printed there, and D_i of a step too long.
+
+    Their h_i, r_i = h_{i-1}/h_i; the first, the last and any step with r_i <= 1/2 are of first order.
+    """
+    schedule, x = Schedule.linear(30), Rng(0).normal((2, 3), np.float64)
+    states = dpm_solver(
+        denoiser(lambda x_t, t: np.sin(x_t + t[0]), schedule, "x0", clip=False), x, schedule, Rng(0), steps, spacing
+    )
+    times = [*timesteps(30, steps, spacing), 0]
+    alpha, sigma = (np.sqrt([alpha_bar(schedule, t)[i] for t in times]) for i in (0, 1))
+    lam = np.log(alpha[:-1]) - np.log(sigma[:-1])
+    guesses, second_order = [], 0
+    for i, state in zip(range(1, steps + 1), states, strict=True):
+        guesses.append(np.sin(x + times[i - 1]))
+        if i == steps:
+            x = guesses[-1]
+        else:
+            h, D = lam[i] - lam[i - 1], guesses[-1]
+            r = (lam[i - 1] - lam[i - 2]) / h if i > 1 else 0
+            if r > 0.5:
+                D = (1 + 1 / (2 * r)) * guesses[-1] - 1 / (2 * r) * guesses[-2]
+                second_order += 1
+            x = sigma[i] / sigma[i - 1] * x - alpha[i] * (math.exp(-h) - 1) * D
+        np.testing.assert_allclose(state, x, rtol=1e-8)
+    assert steps < 7 or second_order >= steps // 2
 
 
 # --------------------------------------------------------------------------------------------- timesteps
@@ -223,8 +366,12 @@ def test_bad_arguments_of_the_samplers():
     denoise = denoiser(lambda x_t, t: x_t, schedule)
     with pytest.raises(ValueError, match="'trailing', 'leading' or 'linspace', got 'even'"):
         timesteps(10, 5, "even")
-    with pytest.raises(ValueError, match=r"1\.\.10, got 11"):
-        last(ddim(denoise, x, schedule, Rng(0), steps=11))
+    for sampler in ALL.values():
+        for steps in (0, 11):
+            with pytest.raises(ValueError, match=rf"1\.\.10, got {steps}"):
+                last(sampler(denoise, x, schedule, Rng(0), steps))
+        with pytest.raises(ValueError, match="'trailing', 'leading' or 'linspace', got 'even'"):
+            last(sampler(denoise, x, schedule, Rng(0), 5, "even"))
     for eta in (-0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match="eta must lie in"):
             last(ddim(denoise, x, schedule, Rng(0), steps=5, eta=eta))
@@ -236,6 +383,61 @@ def test_bad_arguments_of_the_samplers():
         denoiser(lambda x_t, t: x_t[0], schedule)(x, 1)
     with pytest.raises(ValueError, match="at least one state"):
         last([])
+
+
+# ---------------------------------------------------------------------------------------------- Sampling
+
+
+@pytest.mark.parametrize(
+    ("how", "same"),
+    [
+        (Sampling("ddpm"), lambda d, x, s, rng: ddpm(d, x, s, rng)),
+        (
+            Sampling("ddpm", 6, "linspace", variance="beta"),
+            lambda d, x, s, rng: ddpm(d, x, s, rng, "beta", 6, "linspace"),
+        ),
+        (Sampling(), lambda d, x, s, rng: ddim(d, x, s, rng, 50)),
+        (Sampling("ddim", 7, "leading", eta=0.3), lambda d, x, s, rng: ddim(d, x, s, rng, 7, 0.3, "leading")),
+        (Sampling("heun"), lambda d, x, s, rng: heun(d, x, s, rng, 20)),
+        (Sampling("heun", 5, "linspace"), lambda d, x, s, rng: heun(d, x, s, rng, 5, "linspace")),
+        (Sampling("dpm"), lambda d, x, s, rng: dpm_solver(d, x, s, rng, 20)),
+        (Sampling("dpm", 5, "leading"), lambda d, x, s, rng: dpm_solver(d, x, s, rng, 5, "leading")),
+    ],
+)
+def test_sampling_calls_the_sampler_of_its_name(how, same):
+    schedule, x_T = Schedule.cosine(60), Rng(0).normal((2, 3))
+    denoise = denoiser(lambda x_t, t: np.sin(x_t), schedule, "v")
+    states = list(how.states(denoise, x_T, schedule, Rng(1)))
+    assert len(states) == how.steps_of(60)
+    np.testing.assert_array_equal(states, list(same(denoise, x_T, schedule, Rng(1))))
+
+
+def test_usual_steps_fit_short_schedules():
+    assert {name: Sampling(name).steps_of(9) for name in SAMPLERS} == dict.fromkeys(SAMPLERS, 9)
+    assert {name: Sampling(name).steps_of(999) for name in SAMPLERS} == {"ddpm": 999, **USUAL_STEPS}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"sampler": "euler"}, "sampler must be one of ddpm, ddim, heun, dpm, got 'euler'"),
+        ({"spacing": "even"}, "spacing must be one of trailing, leading, linspace, got 'even'"),
+        ({"sampler": "ddpm", "variance": "fixed"}, "variance must be one of posterior, beta, learned, got 'fixed'"),
+        ({"eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
+        ({"eta": math.nan}, "eta must lie in"),
+        ({"sampler": "heun", "eta": 0.5}, "eta is for the sampler ddim, got eta 0.5 for heun"),
+        ({"variance": "beta"}, "variance is for the sampler ddpm, got beta for ddim"),
+    ],
+)
+def test_bad_sampling(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        Sampling(**wrong)
+
+
+@pytest.mark.parametrize("steps", [0, -2, 11])
+def test_sampling_in_steps_that_the_model_has_not(steps):
+    with pytest.raises(ValueError, match=rf"1\.\.10, the T of this model, got {steps}"):
+        Sampling("dpm", steps).steps_of(10)
 
 
 # ---------------------------------------------------------------------------------------------- denoiser
@@ -274,23 +476,18 @@ def test_network_gets_one_t_a_sample_and_records_nothing():
 def test_samplers_keep_the_dtype_and_repeat_by_seed(dtype):
     schedule, x_T = Schedule.cosine(12), Rng(0).normal((2, 4, 4, 1), dtype)
     denoise = denoiser(lambda x_t, t: np.tanh(x_t), schedule, "v")
-    for sampler in (
-        lambda seed: list(ddpm(denoise, x_T, schedule, Rng(seed))),
-        lambda seed: list(ddim(denoise, x_T, schedule, Rng(seed), steps=5, eta=0.7)),
-    ):
-        one, two, other = sampler(1), sampler(1), sampler(2)
+    for name, sampler in ALL.items():
+        one, two, other = (list(sampler(denoise, x_T, schedule, Rng(seed), 5)) for seed in (1, 1, 2))
         assert all(state.dtype == dtype and state.shape == x_T.shape for state in one)
         np.testing.assert_array_equal(one, two)
-        assert not np.array_equal(one, other)
-    quiet = [list(ddim(denoise, x_T, schedule, Rng(seed), steps=5)) for seed in (1, 2)]
-    np.testing.assert_array_equal(*quiet)
+        assert np.array_equal(one, other) == (name in FLOW)
 
 
 def test_samplers_do_not_change_their_input():
     schedule, x_T = Schedule.cosine(6), Rng(0).normal((2, 3))
     kept = x_T.copy()
     denoise = denoiser(lambda x_t, t: x_t, schedule)
-    states = [*ddpm(denoise, x_T, schedule, Rng(0)), *ddim(denoise, x_T, schedule, Rng(0), 3)]
+    states = [state for sampler in ALL.values() for state in sampler(denoise, x_T, schedule, Rng(0), 3)]
     np.testing.assert_array_equal(x_T, kept)
     assert len({id(state) for state in states}) == len(states)
 

@@ -1,7 +1,8 @@
-"""E3, E5, E6, E7, and the look-up of tables."""
+"""E3, E5, E6, E7, later schedules, those made from another schedule, and the look-up of tables."""
 
 import math
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_terminal_kl_averages_over_entries():
     np.testing.assert_allclose(schedule.terminal_kl(x_0), np.mean(one_by_one))
 
 
-@pytest.mark.parametrize("make", [Schedule.linear, Schedule.cosine])
+@pytest.mark.parametrize("make", [Schedule.linear, Schedule.cosine, Schedule.sigmoid])
 @pytest.mark.parametrize("T", [2, 5, 20, 21, 100, 1000, 4000])
 def test_shipped_schedules_end_in_noise_without_a_warning(make, T):
     """E5: below a thousandth of a nat per dimension, for any number of steps but one."""
@@ -111,6 +112,105 @@ def test_cosine_loses_signal_more_slowly_than_linear(T):
         assert np.isfinite(table).all()
 
 
+def test_scaled_linear_endpoints():
+    """Stable Diffusion's schedule; its alpha_bar_T as in Lin et al. 2023, table 1, and no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule = Schedule.scaled_linear(1000)
+        assert all(Schedule.scaled_linear(T).terminal_kl() < 0.003 for T in (2, 5, 12, 13, 100, 4000))
+    np.testing.assert_allclose(schedule.beta[[1, 1000]], [0.00085, 0.012], rtol=1e-12)
+    np.testing.assert_allclose(np.diff(np.sqrt(schedule.beta[1:]), 2), 0, atol=1e-14)
+    np.testing.assert_allclose(math.sqrt(schedule.alpha_bar[1000]), 0.068265, rtol=1e-4)
+    np.testing.assert_allclose(Schedule.scaled_linear(250).beta[[1, 250]], [0.0034, 0.048], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("start", "end", "tau"), [(-3, 3, 1), (0, 3, 0.7), (-3, 1, 0.3), (-3, 3, 50)])
+def test_sigmoid_follows_its_formula(start, end, tau):
+    """Chen 2023, Algorithm 1, up to the clip at the end; a large tau makes it a straight line."""
+    T = 100
+    schedule = Schedule.sigmoid(T, start, end, tau)
+    s = [1 / (1 + math.exp(-(start + (end - start) * t / T) / tau)) for t in range(T + 1)]
+    expected = [(s[T] - value) / (s[T] - s[0]) for value in s[:T]]
+    np.testing.assert_allclose(schedule.alpha_bar[:T], expected, rtol=1e-8)
+    assert schedule.beta[T] == 0.999
+    if tau == 50:
+        np.testing.assert_allclose(schedule.alpha_bar[:T], 1 - np.arange(T) / T, atol=1e-3)
+
+
+@pytest.mark.parametrize(("start", "end", "tau"), [(3, -3, 1), (1, 1, 1), (-3, 3, 0), (-3, 3, -1), (math.nan, 3, 1)])
+def test_bad_sigmoid(start, end, tau):
+    with pytest.raises(ValueError, match=rf"start < end and tau > 0, got {start}, {end} and {tau}"):
+        Schedule.sigmoid(10, start, end, tau)
+
+
+@PROPERTY
+@given(schedules(min_T=2))
+def test_zero_terminal_snr_is_the_papers_algorithm(schedule):
+    """Lin et al. 2023, Algorithm 1, one number at a time; alpha_bar_1 stays, alpha_bar_T is 0 to the last bit."""
+    roots = [math.sqrt(alpha_bar(schedule, t)[0]) for t in range(1, schedule.T + 1)]
+    first, last = roots[0], roots[-1]
+    expected = [((root - last) * first / (first - last)) ** 2 for root in roots]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        zero = schedule.zero_terminal_snr()
+    np.testing.assert_allclose(zero.alpha_bar[1:], expected, rtol=1e-6, atol=1e-15)
+    assert zero.alpha_bar[-1] == zero.snr[-1] == zero.terminal_kl() == 0
+    assert zero.beta[-1] == zero.one_minus_alpha_bar[-1] == 1
+    assert zero.log_alpha_bar[-1] == zero.half_log_snr[-1] == -math.inf
+    assert not np.isnan(np.concatenate([zero.posterior_variance[1:], zero.posterior_log_variance[1:]])).any()
+
+
+def test_zero_terminal_snr_of_one_step():
+    with pytest.raises(ValueError, match="T >= 2, got 1"):
+        Schedule.cosine(1).zero_terminal_snr()
+
+
+@PROPERTY
+@given(schedules(), st.data())
+def test_respaced(schedule, data):
+    """Nichol & Dhariwal 2021, section 4: the kept times have the alpha_bar they had, whatever their order."""
+    times = data.draw(st.lists(st.integers(1, schedule.T), min_size=1, unique=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        few = schedule.respaced(times)
+    assert few.T == len(times)
+    before = 0
+    for i, t in enumerate(sorted(times), 1):
+        np.testing.assert_allclose(few.alpha_bar[i], alpha_bar(schedule, t)[0], rtol=1e-10, atol=1e-15)
+        np.testing.assert_allclose(few.one_minus_alpha_bar[i], alpha_bar(schedule, t)[1], rtol=1e-10)
+        alphas = [Fraction(1) - Fraction(float(beta)) for beta in schedule.beta[before + 1 : t + 1]]
+        np.testing.assert_allclose(few.beta[i], float(1 - math.prod(alphas)), rtol=1e-9)
+        before = t
+
+
+def test_respaced_survives_rounding():
+    """1 - beta_1 = 1e-18 is less than half a unit in the last place of 1."""
+    few = quiet([0.999] * 12).respaced([6, 12])
+    assert 0 < few.alpha_bar[2] < few.alpha_bar[1] < 2e-16
+
+
+def test_respaced_keeps_a_zero_terminal_snr():
+    zero = Schedule.linear(20).zero_terminal_snr()
+    assert zero.respaced([20, 3, 10]).alpha_bar[-1] == 0
+    assert zero.respaced([20]).beta.tolist() == [0, 1]
+    np.testing.assert_allclose(zero.respaced(range(1, 21)).beta, zero.beta, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("times", "error", "message"),
+    [
+        ([], ValueError, r"one or more different times, got \[\]"),
+        ([3, 5, 3], ValueError, r"different times, got \[3, 3, 5\]"),
+        ([0, 5], ValueError, r"1\.\.10 .*got 0"),
+        ([5, 11], ValueError, r"1\.\.10 .*got 11"),
+        ([2.5, 5], TypeError, "whole number"),
+    ],
+)
+def test_bad_times_to_respace(times, error, message):
+    with pytest.raises(error, match=message):
+        Schedule.linear(10).respaced(times)
+
+
 def test_reverse_variance_offers_both_choices():
     """E13."""
     schedule = Schedule.linear(50)
@@ -122,7 +222,7 @@ def test_reverse_variance_offers_both_choices():
 
 
 @pytest.mark.parametrize("T", [0, -3, 2.5, "10"])
-@pytest.mark.parametrize("make", [Schedule.linear, Schedule.cosine])
+@pytest.mark.parametrize("make", [Schedule.linear, Schedule.cosine, Schedule.scaled_linear, Schedule.sigmoid])
 def test_too_few_steps(make, T):
     with pytest.raises(ValueError, match="T >= 1, got"):
         make(T)
@@ -130,7 +230,7 @@ def test_too_few_steps(make, T):
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, 1.5, math.nan, math.inf])
 def test_beta_outside_its_range(beta):
-    with pytest.raises(ValueError, match=r"inside \(0, 1\), got beta_2"):
+    with pytest.raises(ValueError, match=r"inside \(0, 1\), .*got beta_2"):
         Schedule.from_betas([0.1, beta, 0.2])
 
 
@@ -139,8 +239,15 @@ def test_other_bad_betas():
         Schedule.from_betas([])
     with pytest.raises(ValueError, match="beta must be"):
         Schedule(np.array([0.1, 0.2]))
-    with pytest.raises(ValueError, match="at least 1e-60"):
-        Schedule.from_betas([0.999] * 21)
+    for betas in ([0.999] * 21, [0.999] * 200, [0.999] * 21 + [1]):
+        with pytest.raises(ValueError, match="at least 1e-60"):
+            Schedule.from_betas(betas)
+    with pytest.raises(ValueError, match=r"only beta_T may be 1, got beta_1 = 1.0"):
+        Schedule.from_betas([1, 1])
+
+
+def test_the_last_beta_may_be_one():
+    assert Schedule.from_betas([0.1, 1]).alpha_bar.tolist() == [1, 0.9, 0]
 
 
 def test_a_schedule_cannot_be_changed():

@@ -9,9 +9,10 @@ import pytest
 from tests.helpers import assert_close
 from tinydiff import Rng, Tensor, backend, checkpoint
 from tinydiff.checkpoint import CheckpointError
-from tinydiff.diffusion import variance_bound
+from tinydiff.diffusion import Sampling, variance_bound
+from tinydiff.diffusion.samplers import SAMPLERS
 from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
-from tinydiff.models.pixel_diffusion import USUAL_GUIDANCE
+from tinydiff.models.pixel_diffusion import SCHEDULES, USUAL_GUIDANCE
 from tinydiff.nn import Module, UNetConfig
 from tinydiff.train import Training, TrainSettings, train
 
@@ -166,24 +167,33 @@ def test_a_learned_variance_is_sampled_with():
     quiet = stubbed(config, lambda x, t, label: np.concatenate([0.1 * x, 0 * x - 41], axis=-1))
     usual = stubbed(config, lambda x, t, label: np.concatenate([0.1 * x, 0 * x - 1], axis=-1))
     plain = stubbed(PLAIN, lambda x, t, label: 0.1 * x)
-    ends = [[*model.sample(2, Rng(4), sampler="ddpm")][-2] for model in (quiet, usual, plain)]
+    ends = [[*model.sample(2, Rng(4), Sampling("ddpm"))][-2] for model in (quiet, usual, plain)]
     assert_close(ends[1], ends[2], rtol=1e-4)
     assert np.abs(ends[0] - ends[1]).max() > 0.001
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_guidance_with_a_learned_variance(sampler):
     model = awake(dataclasses.replace(LABELLED, learned_variance=True))
-    *_, x_0 = model.sample(2, Rng(0), sampler=sampler, steps=3, label=1, guidance=2.0)
+    *_, x_0 = model.sample(2, Rng(0), Sampling(sampler, 3), label=1, guidance=2.0)
     assert x_0.shape == (2, 4, 8, 1) and np.isfinite(x_0).all()
 
 
 @pytest.mark.filterwarnings("ignore:network runs without a CUDA graph")  # this one looks at t on the host
-@pytest.mark.parametrize("T_steps", [("ddim", None), ("ddim", 50), ("ddim", 7), ("ddpm", None), ("ddpm", 9)])
+@pytest.mark.parametrize(
+    ("how", "steps"),
+    [
+        (Sampling(), 50),
+        (Sampling("ddim", 7, eta=0.5), 7),
+        (Sampling("ddpm"), 50),
+        (Sampling("ddpm", 9, variance="beta", spacing="linspace"), 9),
+        (Sampling("heun"), 20),
+        (Sampling("dpm", 8, "leading", clip=False), 8),
+    ],
+)
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
-def test_a_network_that_knows_the_image_draws_it(device, T_steps, target):
+def test_a_network_that_knows_the_image_draws_it(device, how, steps, target):
     """The data are one image: the network's right answer follows from x_t, and every sampler ends at the image."""
-    sampler, steps = T_steps
     config = dataclasses.replace(PLAIN, target=target)
     image = Rng(5, "cpu").uniform((4, 8, 1)) * 1.8 - 0.9
     table = alpha_bar(config)
@@ -195,15 +205,15 @@ def test_a_network_that_knows_the_image_draws_it(device, T_steps, target):
         return right.astype(np.float32)
 
     model = stubbed(config, answer)
-    states = list(model.sample(3, Rng(6), sampler=sampler, steps=steps))
-    assert len(states) == model.sampling_steps(sampler, steps) + 1 == (steps or 50) + 1
+    states = list(model.sample(3, Rng(6), how))
+    assert len(states) == how.steps_of(model.schedule.T) + 1 == steps + 1
     assert backend.to_numpy(states[0]).std() > 0.8
     assert_close(states[-1], np.broadcast_to(image, (3, 4, 8, 1)), atol=1e-2 if target == "eps" else 1e-4)
 
 
 def test_one_seed_is_one_noise_for_all_samplers():
     model = PixelDiffusion(PLAIN, Rng(0))
-    starts = [next(model.sample(2, Rng(4), sampler=s, steps=n)) for s, n in (("ddim", 3), ("ddim", 9), ("ddpm", None))]
+    starts = [next(model.sample(2, Rng(4), Sampling(s, n))) for s in SAMPLERS for n in (3, None)]
     assert all(np.array_equal(starts[0], x_T) for x_T in starts)
     assert not np.array_equal(starts[0], next(model.sample(2, Rng(5))))
 
@@ -211,7 +221,7 @@ def test_one_seed_is_one_noise_for_all_samplers():
 def test_sampling_records_nothing_and_leaves_dropout_out():
     config = dataclasses.replace(PLAIN, unet=dataclasses.replace(UNET, dropout=0.9))
     model = awake(config)
-    first, second = ([*model.sample(2, Rng(4), steps=3)][-1] for _ in range(2))
+    first, second = ([*model.sample(2, Rng(4), Sampling(steps=3))][-1] for _ in range(2))
     assert np.array_equal(first, second)
     model.train()
     assert model.loss(first, Rng(1)).item() != model.eval().loss(first, Rng(1)).item()
@@ -220,17 +230,17 @@ def test_sampling_records_nothing_and_leaves_dropout_out():
 @pytest.mark.parametrize(("config", "usual"), [(PLAIN, 1.0), (LABELLED, USUAL_GUIDANCE)])
 def test_usual_guidance(config, usual):
     model = awake(config)
-    assert np.array_equal(*([*model.sample(2, Rng(4), steps=3, guidance=s)][-1] for s in (None, usual)))
+    assert np.array_equal(*([*model.sample(2, Rng(4), Sampling(steps=3), guidance=s)][-1] for s in (None, usual)))
 
 
 def test_labels_asked_for_and_drawn():
     model = stubbed(LABELLED)
     for asked, seen in ((2, [2] * 5), (np.array([0, 1, 2, 1, 0]), [0, 1, 2, 1, 0])):
         model.unet.asked.clear()
-        list(model.sample(5, Rng(0), steps=2, label=asked, guidance=1))
+        list(model.sample(5, Rng(0), Sampling(steps=2), label=asked, guidance=1))
         assert [label.tolist() for _, _, label in model.unet.asked] == [seen, seen]
     model.unet.asked.clear()
-    list(model.sample(3000, Rng(0), steps=1, guidance=1))
+    list(model.sample(3000, Rng(0), Sampling(steps=1), guidance=1))
     counts = np.bincount(model.unet.asked[0][2], minlength=3)
     assert np.abs(counts - 1000).max() < 5 * 1000**0.5
 
@@ -243,23 +253,22 @@ def test_guidance_moves_from_the_unlabelled_to_the_labelled_answer():
 
     model = stubbed(dataclasses.replace(LABELLED, target="x0"), answer)
     for s, expected in ((0.0, 0.1), (1.0, 0.3), (2.0, 0.5)):
-        *_, x_0 = model.sample(2, Rng(0), steps=4, guidance=s, label=1)
+        *_, x_0 = model.sample(2, Rng(0), Sampling(steps=4), guidance=s, label=1)
         assert_close(x_0, np.full((2, 4, 8, 1), expected, np.float32), atol=1e-5)
 
 
 def test_the_class_matters(device):
     """A real U-Net draws each class another image."""
     model = awake(LABELLED)
-    finals = [backend.to_numpy([*model.sample(1, Rng(2), steps=2, label=k)][-1]) for k in (0, 1, 1)]
+    finals = [backend.to_numpy([*model.sample(1, Rng(2), Sampling(steps=2), label=k)][-1]) for k in (0, 1, 1)]
     assert not np.array_equal(finals[0], finals[1]) and np.array_equal(finals[1], finals[2])
 
 
 @pytest.mark.parametrize(
     ("config", "wrong", "words"),
     [
-        (PLAIN, {"sampler": "euler"}, "ddim, ddpm, got 'euler'"),
-        (PLAIN, {"steps": 0}, r"1\.\.50.*got 0"),
-        (PLAIN, {"steps": 51}, r"1\.\.50.*got 51"),
+        (PLAIN, {"how": Sampling(steps=0)}, r"1\.\.50.*got 0"),
+        (PLAIN, {"how": Sampling(steps=51)}, r"1\.\.50.*got 51"),
         (PLAIN, {"n": 0}, "got 0"),
         (PLAIN, {"guidance": 2.0}, "without labels"),
         (PLAIN, {"label": 1}, "without classes"),
@@ -291,7 +300,7 @@ def test_bad_training_labels(config, label, words):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"schedule": "sigmoid"}, "linear, cosine, got 'sigmoid'"),
+        ({"schedule": "square"}, "linear, cosine, .*, got 'square'"),
         ({"target": "noise"}, "eps, x0, v, got 'noise'"),
         ({"weighting": "none"}, "plain, min-snr, got 'none'"),
         ({"label_drop": 1.5}, "got 1.5"),
@@ -302,6 +311,32 @@ def test_bad_training_labels(config, label, words):
 def test_bad_configurations(wrong, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(PLAIN, **wrong)
+
+
+@pytest.mark.parametrize("learned_variance", [False, True])
+@pytest.mark.parametrize("weighting", ["plain", "min-snr"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_trains_and_samples(schedule, weighting, learned_variance):
+    """One whose alpha_bar_T is 0 among them, where a division by it would be a warning, and so an error here."""
+    config = dataclasses.replace(
+        PLAIN, schedule=schedule, target="v", weighting=weighting, learned_variance=learned_variance, stratified=True
+    )
+    model = awake(config)
+    with np.errstate(all="raise", under="ignore"):
+        loss = model.loss(np.zeros((config.T, 4, 8, 1), np.float32), Rng(1))  # every t once
+        loss.backward()
+        *_, x_0 = model.sample(2, Rng(0), Sampling(steps=3))
+    assert np.isfinite(loss.item()) and np.isfinite(x_0).all()
+
+
+def test_eps_needs_a_schedule_that_ends_with_signal():
+    with pytest.raises(ValueError, match=r"'scaled-linear-zero' ends without signal.* v or x0, got eps"):
+        PixelDiffusion(dataclasses.replace(PLAIN, schedule="scaled-linear-zero"), Rng(0))
+
+
+def test_a_learned_variance_asked_of_a_model_without():
+    with pytest.raises(ValueError, match="a network that learned one"):
+        list(PixelDiffusion(PLAIN, Rng(0)).sample(2, Rng(0), Sampling("ddpm", variance="learned")))
 
 
 def test_too_few_steps():
@@ -329,8 +364,8 @@ def test_learns_one_image_and_comes_back_from_its_checkpoint(tmp_path, device):
     loaded = PixelDiffusion.load(tmp_path)
     assert loaded.config == config and not loaded.training
     with training.ema.applied():
-        expected = [*model.sample(2, Rng(8), steps=5, label=0)][-1]
-    assert_close([*loaded.sample(2, Rng(8), steps=5, label=0)][-1], backend.to_numpy(expected))
+        expected = [*model.sample(2, Rng(8), Sampling(steps=5), label=0)][-1]
+    assert_close([*loaded.sample(2, Rng(8), Sampling(steps=5), label=0)][-1], backend.to_numpy(expected))
     assert np.abs(backend.to_numpy(expected) - image).mean() < 0.2
 
 

@@ -26,17 +26,30 @@ from tinydiff.diffusion.gaussian import (
 )
 from tinydiff.diffusion.guidance import classifier_free, guided
 from tinydiff.diffusion.loss import draw_t, min_snr_weight, simple_loss, squared_error, vlb_weight
-from tinydiff.diffusion.samplers import ddim, ddpm, denoiser, last, reverse_log_density, split_variance, timesteps
+from tinydiff.diffusion.samplers import (
+    Sampling,
+    ddim,
+    ddpm,
+    denoiser,
+    dpm_solver,
+    heun,
+    last,
+    reverse_log_density,
+    split_variance,
+    timesteps,
+)
 from tinydiff.diffusion.schedule import Schedule, per_sample
 
 __all__ = [
     "Prediction",
+    "Sampling",
     "Schedule",
     "classifier_free",
     "ddim",
     "ddpm",
     "denoiser",
     "discretised_log_likelihood",
+    "dpm_solver",
     "draw_t",
     "forward_log_density",
     "forward_marginal",
@@ -44,6 +57,7 @@ __all__ = [
     "forward_trajectory",
     "gaussian_kl",
     "guided",
+    "heun",
     "last",
     "learned_log_variance",
     "log_density",

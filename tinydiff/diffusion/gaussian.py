@@ -89,10 +89,11 @@ def reverse_mean(x_t: Any, eps: Any, t: int | Array, schedule: Schedule) -> Any:
     With the noise that made x_t it is mu_tilde_t in its second form (E12; 1 - alpha_t is beta_t); with a
     network's eps_theta(x_t, t) it is mu_theta (E15).
 
-    x_t, eps: (B, ...). Returns the same shape. Raises ValueError if the two shapes differ.
+    x_t, eps: (B, ...). Returns the same shape. Raises ValueError if the two shapes differ, and where alpha_t is 0.
     (E12 and E15; Ho et al. 2020, eq. 10–11)
     """
     _check_same_shape("x_t and eps", x_t, eps)
+    _check_signal(t, schedule)
     beta, noise = at(schedule.beta, t, x_t), at(np.sqrt(schedule.one_minus_alpha_bar), t, x_t)
     return (x_t - beta / noise * eps) / at(np.sqrt(schedule.alpha), t, x_t)
 
@@ -150,12 +151,13 @@ def predict(output: Any, x_t: Any, t: int | Array, schedule: Schedule, target: s
 
     The first magnifies the network's error by up to 1/sqrt(alpha_bar_T), 20,000 for the cosine schedule; the
     second by up to 1/sqrt(1 - alpha_bar_1), about 150; "v" never magnifies it.
-    output, x_t: (B, ...). Raises ValueError for another target, or if the two shapes differ.
-    (E15; Salimans & Ho 2022, section 4)
+    output, x_t: (B, ...). Raises ValueError for another target, if the two shapes differ, and for "eps" where
+    alpha_bar_t is 0. (E15; Salimans & Ho 2022, section 4)
     """
     _check_same_shape("output and x_t", output, x_t)
     signal, noise = _signal_and_noise(t, x_t, schedule, target)
     if target == "eps":
+        _check_signal(t, schedule)
         return Prediction((x_t - noise * output) / signal, output)
     if target == "x0":
         return Prediction(output, (x_t - signal * output) / noise)
@@ -174,7 +176,9 @@ def mean_slope(t: int | Array, schedule: Schedule, target: str = "eps") -> Any:
     """
     s = schedule
     x0 = np.sqrt(s.alpha_bar_prev) * s.beta / s.one_minus_alpha_bar
-    factor = {"x0": 1.0, "eps": -np.sqrt(s.one_minus_alpha_bar / s.alpha_bar), "v": -np.sqrt(s.one_minus_alpha_bar)}
+    with np.errstate(divide="ignore"):  # alpha_bar_T may be 0
+        eps = -np.sqrt(s.one_minus_alpha_bar / s.alpha_bar)
+    factor = {"x0": 1.0, "eps": eps, "v": -np.sqrt(s.one_minus_alpha_bar)}
     if target not in factor:
         raise ValueError(f"target must be 'eps', 'x0' or 'v', got {target!r}")
     return lookup(x0 * factor[target], t)
@@ -226,3 +230,12 @@ def check_trajectory(trajectory: Sequence[Any], schedule: Schedule) -> None:
 def _check_same_shape(names: str, a: Any, b: Any) -> None:
     if a.shape != b.shape:
         raise ValueError(f"{names} must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def _check_signal(t: int | Array, schedule: Schedule) -> None:
+    """Raise ValueError where alpha_bar_t = 0: every x_0 agrees with an x_t that is nothing but noise, and its eps."""
+    if np.any(lookup(schedule.alpha_bar, t) == 0):
+        raise ValueError(
+            f"eps does not tell x_0 at t = {schedule.T}, where this schedule has alpha_bar_t = 0 (zero terminal SNR): "
+            "let the network predict 'v' or 'x0'"
+        )

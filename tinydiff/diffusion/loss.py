@@ -86,7 +86,12 @@ def min_snr_weight(t: int | Array, schedule: Schedule, gamma: float = 5.0, targe
     if not gamma > 0:
         raise ValueError(f"gamma must be > 0, got {gamma}")
     snr = schedule.snr
-    errors = {"x0": np.ones_like(snr), "eps": snr, "v": snr + 1}  # squared, for a squared error of 1 in x_0
-    if target not in errors:
+    with np.errstate(divide="ignore"):  # snr_T may be 0
+        weights = {
+            "x0": np.minimum(snr, gamma),
+            "eps": np.minimum(1, gamma / snr),
+            "v": np.minimum(snr, gamma) / (snr + 1),
+        }
+    if target not in weights:
         raise ValueError(f"target must be 'eps', 'x0' or 'v', got {target!r}")
-    return lookup(np.minimum(snr, gamma) / errors[target], t)
+    return lookup(weights[target], t)

@@ -3,13 +3,24 @@
 A sampler takes `denoise(x_t, t) -> Prediction(x0, eps)`, t one whole number; `denoiser` makes one of a
 network. Progress bars, film strips and GIFs are consumers of the states; `last` is the shortest. Bad
 arguments raise at the first state.
+
+    sampler      calls of the network, for N steps    order    draws noise on the way
+    ddpm         N                                             yes
+    ddim         N                                    1        if eta > 0
+    heun         2 N - 1                              2        no
+    dpm_solver   N                                    2        no
+
+Order: halving the steps' size divides the error along the probability flow by 2 to that power. None of them divides
+by sqrt(alpha_bar_T), which `Schedule.zero_terminal_snr` makes 0.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +33,10 @@ from tinydiff.diffusion.gaussian import (
     check_trajectory,
     learned_log_variance,
     log_density,
+    posterior,
     predict,
-    reverse_mean,
+    q_sample,
+    target_of,
 )
 from tinydiff.diffusion.schedule import Schedule
 from tinydiff.rng import Rng
@@ -75,30 +88,45 @@ def split_variance(output: Any) -> tuple[Any, Any]:
     return output[..., :C], (output[..., C:] + 1) / 2
 
 
-def ddpm(denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng, variance: str = "posterior") -> Iterator[Array]:
+def ddpm(
+    denoise: Denoise,
+    x_T: Array,
+    schedule: Schedule,
+    rng: Rng,
+    variance: str | None = None,
+    steps: int | None = None,
+    spacing: str = "trailing",
+) -> Iterator[Array]:
     """Algorithm 2: ancestral sampling, yielding x_{T-1}, ..., x_0.
 
         z ~ N(0, I) if t > 1, else z = 0
         x_{t-1} = (x_t - beta_t/sqrt(1 - alpha_bar_t) eps_theta(x_t, t))/sqrt(alpha_t) + sigma_t z
 
     x_T: (B, ...), drawn from N(0, I). variance: sigma_t² is "posterior" (beta_tilde_t), "beta" (beta_t), or "learned"
-    (between the two, as the network says; E13).
+    (between the two, as the network says; E13); by default "learned" if the network learned one, else "posterior".
+    steps, spacing: the times visited, see `timesteps`; by default all T. With fewer, alpha_t and beta_t are those of
+    `Schedule.respaced`. Calls the network once a step.
     The slide's "x_t - eps_theta = x_{t-1}" is a loose picture of the step, not the step.
-    Raises ValueError for another variance, or if the network did not learn one.
+    Raises ValueError for another variance, if the network did not learn one, and for bad steps or spacing.
     (E19, E15, E13; Ho et al. 2020, Algorithm 2)
     """
-    fixed = None if variance == "learned" else np.sqrt(schedule.reverse_variance(variance))
+    times = timesteps(schedule.T, schedule.T if steps is None else steps, spacing)
+    visited = schedule.respaced(times)
     x_t = x_T
-    for t in range(schedule.T, 0, -1):
+    for i, t in zip(range(visited.T, 0, -1), times, strict=True):
         prediction = denoise(x_t, t)
-        z = rng.normal_like(x_t) if t > 1 else 0
-        sigma = learned_sigma(prediction, t, schedule) if fixed is None else fixed[t].item()
-        x_t = reverse_mean(x_t, prediction.eps, t, schedule) + sigma * z
+        mean, _ = posterior(x_t, prediction.x0, i, visited)  # the same mean as above (E12), even where alpha_T = 0
+        z = rng.normal_like(x_t) if i > 1 else 0
+        x_t = mean + _sigma(prediction, i, visited, variance) * z
         yield x_t
 
 
-def learned_sigma(prediction: Prediction, t: int, schedule: Schedule) -> Array:
-    """The standard deviation sigma_t that a network learned (E13). Raises ValueError if it did not learn one."""
+def _sigma(prediction: Prediction, t: int, schedule: Schedule, variance: str | None) -> Any:
+    """The standard deviation sigma_t of the reverse step (E13), a number, or of each number if it was learned."""
+    if variance is None:
+        variance = "posterior" if prediction.v is None else "learned"
+    if variance != "learned":
+        return schedule.reverse_variance(variance)[t].item() ** 0.5
     if prediction.v is None:
         raise ValueError("variance 'learned' needs a network that learned one; this one takes 'posterior' or 'beta'")
     log_variance = learned_log_variance(prediction.v, t, schedule)
@@ -126,9 +154,8 @@ def ddim(
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    times = [*timesteps(schedule.T, steps, spacing), 0]
     x_t = x_T
-    for t, s in itertools.pairwise(times):
+    for t, s in itertools.pairwise([*timesteps(schedule.T, steps, spacing), 0]):
         x_0, eps, _ = denoise(x_t, t)
         alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
         noise_t, noise_s = schedule.one_minus_alpha_bar[t].item(), schedule.one_minus_alpha_bar[s].item()
@@ -136,6 +163,64 @@ def ddim(
         x_t = alpha_bar_s**0.5 * x_0 + max(noise_s - sigma**2, 0) ** 0.5 * eps
         if sigma > 0:
             x_t = x_t + sigma * rng.normal_like(x_t)
+        yield x_t
+
+
+def heun(
+    denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng, steps: int, spacing: str = "trailing"
+) -> Iterator[Array]:
+    """Heun's second-order method for the probability flow, yielding the state after each step, the last being x_0.
+
+        phi_t = arctan(sqrt(1 - alpha_bar_t)/sqrt(alpha_bar_t)),   d x/d phi = v(x, t)
+        x_s = x_t + (phi_s - phi_t) (v(x_t, t) + v(x_s', s))/2,    x_s' being DDIM's step from x_t
+
+    v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 is the velocity of x_t as it turns, by the angle phi, from
+    data at phi = 0 to noise at phi = pi/2. Nothing in it is infinite at either end, as x_t/sqrt(alpha_bar_t) and
+    sqrt(1 - alpha_bar_t)/sqrt(alpha_bar_t), other authors' variables, are where alpha_bar_T is 0, and nearly where it
+    is nearly 0. The last step, to s = 0, where no network was trained, is DDIM's alone.
+    x_T: (B, ...), drawn from N(0, I). rng: not used. steps, spacing: the times visited, see `timesteps`.
+    Calls the network 2 steps - 1 times. Raises ValueError for bad steps or spacing.
+    (Karras et al. 2022, Algorithm 1, in the angle of Salimans & Ho 2022, appendix D)
+    """
+    phi = np.arctan2(np.sqrt(schedule.one_minus_alpha_bar), np.sqrt(schedule.alpha_bar))
+    x_t = x_T
+    for t, s in itertools.pairwise([*timesteps(schedule.T, steps, spacing), 0]):
+        x_0, eps, _ = denoise(x_t, t)
+        x_s = q_sample(x_0, s, eps, schedule)
+        if s > 0:
+            v_t = target_of(x_0, eps, t, schedule, "v")
+            x_0, eps, _ = denoise(x_s, s)
+            v_s = target_of(x_0, eps, s, schedule, "v")
+            x_s = x_t + (phi[s] - phi[t]).item() * (v_t + v_s) / 2
+        x_t = x_s
+        yield x_t
+
+
+def dpm_solver(
+    denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng, steps: int, spacing: str = "trailing"
+) -> Iterator[Array]:
+    """DPM-Solver++(2M): the probability flow in second order, at one call of the network a step.
+
+        h = lambda_s - lambda_t,   lambda_t = log(sqrt(alpha_bar_t)/sqrt(1 - alpha_bar_t))
+        D = x_0 + h/(2 h_before) (x_0 - x_0_before)
+        x_s = sqrt(1 - alpha_bar_s)/sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_s) (1 - exp(-h)) D
+
+    D continues the line through this x_0 and that of the step before to the middle of the step. A step that is at
+    least twice as long as the one before, too far to continue a line, takes D = x_0, as DDIM does: so does the first,
+    which has none before, and the last, where h is infinite.
+    x_T: (B, ...), drawn from N(0, I). rng: not used. steps, spacing: the times visited, see `timesteps`.
+    Yields the state after each step, the last being x_0. Raises ValueError for bad steps or spacing.
+    (Lu et al. 2022, "DPM-Solver++", Algorithm 2)
+    """
+    noise, half_log_snr = np.sqrt(schedule.one_minus_alpha_bar), schedule.half_log_snr
+    x_t, x_0_before, h_before = x_T, x_T, 0.0
+    for t, s in itertools.pairwise([*timesteps(schedule.T, steps, spacing), 0]):
+        D = x_0 = denoise(x_t, t).x0
+        h = (half_log_snr[s] - half_log_snr[t]).item()
+        if h < 2 * h_before:
+            D = x_0 + h / (2 * h_before) * (x_0 - x_0_before)
+        x_t = (noise[s] / noise[t]).item() * x_t - math.sqrt(schedule.alpha_bar[s]) * math.expm1(-h) * D
+        x_0_before, h_before = x_0, h
         yield x_t
 
 
@@ -184,6 +269,65 @@ def reverse_log_density(
     total = log_density(trajectory[-1], 0.0, 1.0)
     for t in range(schedule.T, 0, -1):
         x_prev, x_t = trajectory[t - 1], trajectory[t]
-        mean = reverse_mean(x_t, denoise(x_t, t).eps, t, schedule)
+        mean, _ = posterior(x_t, denoise(x_t, t).x0, t, schedule)
         total = total + log_density(x_prev, mean, sigma_squared[t].item())
     return total
+
+
+# ------------------------------------------------------------------------------------ choosing among them
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a trained model draws: which sampler, along which times, and the choices that one sampler alone has.
+
+    sampler: a name in SAMPLERS. steps: 1..T; by default all T for "ddpm", else as many as USUAL_STEPS says.
+    spacing: see `timesteps`. eta: for "ddim", in [0, 1]. variance: for "ddpm", in VARIANCES, or None, see there.
+    clip: see `denoiser`. Raises ValueError for a value that is not among these, and for an eta or variance given to a
+    sampler that takes none.
+    """
+
+    sampler: str = "ddim"
+    steps: int | None = None
+    spacing: str = "trailing"
+    eta: float = 0.0
+    variance: str | None = None
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("sampler", self.sampler, tuple(SAMPLERS)),
+            ("spacing", self.spacing, SPACINGS),
+            ("variance", self.variance or VARIANCES[0], VARIANCES),
+        ):
+            if value not in known:
+                raise ValueError(f"the {name} must be one of {', '.join(known)}, got {value!r}")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta is for the sampler ddim, got eta {self.eta} for {self.sampler}")
+        if self.variance and self.sampler != "ddpm":
+            raise ValueError(f"a variance is for the sampler ddpm, got {self.variance} for {self.sampler}")
+
+    def steps_of(self, T: int) -> int:
+        """How many steps a model of T steps is drawn from in. Raises ValueError unless they are in 1..T."""
+        if self.steps is None:
+            return min(USUAL_STEPS.get(self.sampler, T), T)
+        if not 1 <= self.steps <= T:
+            raise ValueError(f"the number of steps must be in 1..{T}, the T of this model, got {self.steps}")
+        return self.steps
+
+    def states(self, denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng) -> Iterator[Array]:
+        """The states that the chosen sampler yields, after each of `steps_of(schedule.T)` steps."""
+        return SAMPLERS[self.sampler](denoise, x_T, schedule, rng, self)
+
+
+SAMPLERS: dict[str, Callable[[Denoise, Array, Schedule, Rng, Sampling], Iterator[Array]]] = {
+    "ddpm": lambda d, x_T, s, rng, how: ddpm(d, x_T, s, rng, how.variance, how.steps_of(s.T), how.spacing),
+    "ddim": lambda d, x_T, s, rng, how: ddim(d, x_T, s, rng, how.steps_of(s.T), how.eta, how.spacing),
+    "heun": lambda d, x_T, s, rng, how: heun(d, x_T, s, rng, how.steps_of(s.T), how.spacing),
+    "dpm": lambda d, x_T, s, rng, how: dpm_solver(d, x_T, s, rng, how.steps_of(s.T), how.spacing),
+}
+SPACINGS = ("trailing", "leading", "linspace")
+VARIANCES = ("posterior", "beta", "learned")
+USUAL_STEPS = {"ddim": 50, "heun": 20, "dpm": 20}

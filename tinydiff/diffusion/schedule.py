@@ -15,17 +15,18 @@ from tinydiff import backend
 from tinydiff.backend import Array
 
 BETA_MAX = 0.999
-"""The formulas of `linear` and `cosine` are clipped here: at beta = 1 a step would wipe out its input (E7)."""
+"""The schedules' formulas are clipped here: at beta = 1 a step would wipe out its input (E7)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
     """How much noise each step of the forward process adds, and every table that follows from it.
 
-    beta: (T+1,) float64, beta_0 = 0 and 0 < beta_t < 1 for t = 1..T; usually made by `linear`, `cosine` or
-    `from_betas`. Every table is (T+1,) float64 on the host; `at(table, t, x)` looks one up.
-    Raises ValueError for T < 1, for a beta outside (0, 1), and where alpha_bar_T is too small for float32
-    arithmetic. Warns where x_T still shows the data (E5).
+    beta: (T+1,) float64, beta_0 = 0 and 0 < beta_t < 1 for t = 1..T; usually made by `linear`, `cosine`, ..., or
+    `from_betas`, which warns where x_T still shows the data (E5). Every table is (T+1,) float64 on the host;
+    `at(table, t, x)` looks one up. beta_T may also be 1: then alpha_bar_T = 0, and x_T is nothing but noise, see
+    `zero_terminal_snr`.
+    Raises ValueError for T < 1, for another beta, and where an alpha_bar_t is too small for float32 arithmetic.
     """
 
     beta: np.ndarray
@@ -34,26 +35,30 @@ class Schedule:
         beta = np.array(self.beta, dtype=np.float64)  # a copy, so that nobody else can write to it
         if beta.ndim != 1 or len(beta) < 2 or beta[0] != 0:
             raise ValueError(f"beta must be [0, beta_1, ..., beta_T] with T >= 1, got an array of shape {beta.shape}")
-        if wrong := [t for t in range(1, len(beta)) if not 0 < beta[t] < 1]:
-            raise ValueError(f"beta_t must lie inside (0, 1), got beta_{wrong[0]} = {beta[wrong[0]]}")
+        wrong = np.flatnonzero(~((beta[1:] > 0) & (beta[1:] < 1))) + 1
+        if wrong.size and (wrong[0], beta[wrong[0]]) != (self.T, 1):
+            raise ValueError(
+                f"beta_t must lie inside (0, 1), and only beta_T may be 1, got beta_{wrong[0]} = {beta[wrong[0]]}"
+            )
         beta.flags.writeable = False
         object.__setattr__(self, "beta", beta)
-        if self.alpha_bar[-1] < 1e-60:
+        if (smallest := self.alpha_bar[beta < 1].min()) < 1e-60:
             raise ValueError(
-                f"alpha_bar_T must be at least 1e-60, for float32 to divide by its root; got {self.alpha_bar[-1]:.1e}: "
+                f"alpha_bar_t must be at least 1e-60, for float32 to divide by its root; got {smallest:.1e}: "
                 f"use fewer steps than T = {self.T}, or smaller betas"
-            )
-        if self.terminal_kl() > 0.005:
-            warnings.warn(
-                f"alpha_bar_T = {self.alpha_bar[-1]:.3g} is not near 0: x_T is {self.terminal_kl():.2g} nats per "
-                "dimension away from the N(0, I) that sampling starts from; use more steps or larger betas (E5)",
-                stacklevel=4,
             )
 
     @classmethod
     def from_betas(cls, betas: Iterable[float]) -> Schedule:
-        """The schedule with the given beta_1..beta_T, each inside (0, 1)."""
-        return cls(np.concatenate([[0.0], np.asarray(list(betas), dtype=np.float64).reshape(-1)]))
+        """The schedule with the given beta_1..beta_T, each inside (0, 1). Warns where x_T still shows the data (E5)."""
+        schedule = cls(np.concatenate([[0.0], np.asarray(list(betas), dtype=np.float64).reshape(-1)]))
+        if schedule.terminal_kl() > 0.005:
+            warnings.warn(
+                f"alpha_bar_T = {schedule.alpha_bar[-1]:.3g} is not near 0: x_T is {schedule.terminal_kl():.2g} nats "
+                "per dimension away from the N(0, I) that sampling starts from; use more steps or larger betas (E5)",
+                stacklevel=2,
+            )
+        return schedule
 
     @classmethod
     def linear(cls, T: int = 1000) -> Schedule:
@@ -74,7 +79,69 @@ class Schedule:
         """
         s = 0.008
         f = np.cos((np.arange(_checked_steps(T) + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
-        return cls.from_betas((1 - f[1:] / f[:-1]).clip(max=BETA_MAX))
+        return cls.from_betas(_betas(f).clip(max=BETA_MAX))
+
+    @classmethod
+    def scaled_linear(cls, T: int = 1000) -> Schedule:
+        """sqrt(beta_t) rises evenly from sqrt(0.00085) to sqrt(0.012) over T = 1000 steps: Stable Diffusion's schedule.
+
+        For another T both ends of beta are multiplied by 1000/T, as in `linear`. It keeps sqrt(alpha_bar_T) = 0.068
+        of the image to the end, which `zero_terminal_snr` mends. Raises ValueError for T < 1.
+        (Rombach et al. 2022; their code's "linear")
+        """
+        roots = np.linspace(0.00085**0.5, 0.012**0.5, _checked_steps(T))
+        return cls.from_betas((roots**2 * 1000 / T).clip(max=BETA_MAX))
+
+    @classmethod
+    def sigmoid(cls, T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Schedule:
+        """alpha_bar falls from 1 to 0 along a piece of the S-shaped curve sigmoid(u) = 1/(1 + exp(-u)).
+
+            alpha_bar_t = (sigmoid(end/tau) - sigmoid(u_t/tau))/(sigmoid(end/tau) - sigmoid(start/tau)),
+            u_t = start + (end - start) t/T,   beta_t clipped at 0.999
+
+        start, end: the piece of the curve. tau: a larger one straightens it, a smaller one makes it steep in the middle
+        and flat at both ends. Raises ValueError for T < 1, start >= end or tau <= 0.
+        (Jabri et al. 2023, section 3; Chen 2023, Algorithm 1)
+        """
+        if not (start < end and tau > 0):
+            raise ValueError(f"a sigmoid schedule needs start < end and tau > 0, got {start}, {end} and {tau}")
+        u = np.linspace(start, end, _checked_steps(T) + 1)
+        curve = np.tanh(u / (2 * tau))  # 2 sigmoid(u/tau) - 1, and it cannot overflow
+        return cls.from_betas(_betas(curve[-1] - curve).clip(max=BETA_MAX))
+
+    def zero_terminal_snr(self) -> Schedule:
+        """This schedule, shifted and stretched until alpha_bar_T = 0: sampling starts from what training ended with.
+
+            sqrt(alpha_bar_t) <- (sqrt(alpha_bar_t) - sqrt(alpha_bar_T))
+                                 sqrt(alpha_bar_1)/(sqrt(alpha_bar_1) - sqrt(alpha_bar_T))
+
+        At t = T there is no signal left, so eps does not tell x_0, and a network must predict "v" or "x0". Without it,
+        a network learns to read the image's brightness off x_T, where sampling then gives it none.
+        Raises ValueError for T = 1, and for a first beta too small to be seen beside 1.
+        (Lin et al. 2023, Algorithm 1)
+        """
+        if self.T == 1:
+            raise ValueError("one step cannot be stretched between alpha_bar_1 and alpha_bar_T: expected T >= 2, got 1")
+        root = np.sqrt(self.alpha_bar)
+        stretched = (root[1:] - root[-1]) * root[1] / (root[1] - root[-1])
+        return Schedule(np.append(0.0, _betas(np.append(1.0, stretched**2))))
+
+    def respaced(self, times: Iterable[int]) -> Schedule:
+        """The schedule of a chain that stops only at some of the times, to sample in fewer steps.
+
+            beta_i = 1 - alpha_bar_{t_i}/alpha_bar_{t_{i-1}},   0 = t_0 < t_1 < t_2 < ...
+
+        Its alpha_bar_i is this schedule's alpha_bar at t_i: what a network sees at its i-th time it saw in training at
+        t_i. times: different whole numbers in 1..T, in any order, such as `timesteps` gives.
+        Raises TypeError for other than whole numbers, ValueError for none, twice the same, or one outside 1..T.
+        (Nichol & Dhariwal 2021, section 4)
+        """
+        kept = sorted(times)
+        if not kept or len(set(kept)) < len(kept):
+            raise ValueError(f"expected one or more different times, got {kept}")
+        log_alpha = np.diff(lookup(self.log_alpha_bar, np.array(kept)), prepend=0.0)
+        most = np.where(log_alpha == -np.inf, 1, np.nextafter(1, 0))  # lest rounding wipe out what little is left
+        return Schedule(np.append(0.0, np.minimum(-np.expm1(log_alpha), most)))
 
     @property
     def T(self) -> int:
@@ -92,9 +159,15 @@ class Schedule:
         return np.cumprod(self.alpha)
 
     @functools.cached_property
+    def log_alpha_bar(self) -> np.ndarray:
+        """log alpha_bar_t, exact for any small beta; -inf where alpha_bar_T = 0."""
+        with np.errstate(divide="ignore"):
+            return np.cumsum(np.log1p(-self.beta))
+
+    @functools.cached_property
     def one_minus_alpha_bar(self) -> np.ndarray:
         """1 - alpha_bar_t, the variance of the noise in x_t (E4); by logarithms, exact for any small beta."""
-        return 0.0 - np.expm1(np.cumsum(np.log1p(-self.beta)))
+        return 0.0 - np.expm1(self.log_alpha_bar)
 
     @functools.cached_property
     def alpha_bar_prev(self) -> np.ndarray:
@@ -129,6 +202,12 @@ class Schedule:
     def snr(self) -> np.ndarray:
         """The signal-to-noise ratio alpha_bar_t/(1 - alpha_bar_t); infinite at t = 0."""
         return np.append(np.inf, self.alpha_bar[1:] / self.one_minus_alpha_bar[1:])
+
+    @functools.cached_property
+    def half_log_snr(self) -> np.ndarray:
+        """lambda_t = log(sqrt(alpha_bar_t)/sqrt(1 - alpha_bar_t)); inf at t = 0, -inf where alpha_bar_T = 0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.snr) / 2
 
     def reverse_variance(self, variance: str) -> np.ndarray:
         """The table of sigma_t² in p_theta(x_{t-1} | x_t), fixed to one of the deck's two choices (E13).
@@ -205,6 +284,11 @@ def _checked_steps(T: int) -> int:
     if not isinstance(T, (int, np.integer)) or T < 1:
         raise ValueError(f"a schedule needs a whole number of steps T >= 1, got {T!r}")
     return T
+
+
+def _betas(alpha_bar: np.ndarray) -> np.ndarray:
+    """beta_t = 1 - alpha_bar_t/alpha_bar_{t-1} for t = 1..T, from alpha_bar (T+1,), up to a common factor."""
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
 
 
 def _previous(table: np.ndarray) -> np.ndarray:

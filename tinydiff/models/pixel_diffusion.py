@@ -14,10 +14,9 @@ from tinydiff import checkpoint
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array, captured, device_of, to_device, to_numpy
 from tinydiff.diffusion import (
+    Sampling,
     Schedule,
     classifier_free,
-    ddim,
-    ddpm,
     denoiser,
     draw_t,
     min_snr_weight,
@@ -33,10 +32,16 @@ from tinydiff.files import PathLike
 from tinydiff.nn import Module, UNet, UNetConfig
 from tinydiff.rng import Rng
 
-SCHEDULES = {"linear": Schedule.linear, "cosine": Schedule.cosine}
+SCHEDULES = {
+    "linear": Schedule.linear,
+    "cosine": Schedule.cosine,
+    "sigmoid": Schedule.sigmoid,
+    "scaled-linear": Schedule.scaled_linear,
+    "scaled-linear-zero": lambda T: Schedule.scaled_linear(T).zero_terminal_snr(),
+}
 TARGETS = ("eps", "x0", "v")
 WEIGHTINGS = ("plain", "min-snr")
-SAMPLERS = ("ddim", "ddpm")
+USUAL_SAMPLING = Sampling()
 USUAL_GUIDANCE = 1.5
 """Enough for a model trained for minutes to draw what it is asked for, little enough to keep its samples varied."""
 
@@ -46,7 +51,7 @@ class PixelDiffusionConfig:
     """What a PixelDiffusion is made of.
 
     unet: the network's sizes; with unet.classes it can be told what to draw. size: height and width of the images,
-    in pixels. T: the number of diffusion steps. schedule: "linear" (E6) or "cosine" (E7). target: what the network
+    in pixels. T: the number of diffusion steps. schedule: a name in SCHEDULES (E6, E7). target: what the network
     outputs, "eps" as in the deck, "x0" or "v" (E15). weighting: "plain" (E17) or "min-snr" (Hang et al. 2023), which
     keeps the many easy steps from drowning the others. label_drop: the share of labels hidden in training, so that
     guidance has an unconditional model to move away from (E35). class_names: one for each class. stratified: cut
@@ -115,6 +120,10 @@ class PixelDiffusion(Module):
         outputs = 2 * config.unet.channels if config.learned_variance else None
         self.unet = UNet(dataclasses.replace(config.unet, outputs=outputs), rng)
         self.schedule = SCHEDULES[config.schedule](config.T)
+        if config.target == "eps" and self.schedule.alpha_bar[-1] == 0:
+            raise ValueError(
+                f"the schedule {config.schedule!r} ends without signal: the target must be v or x0, got eps"
+            )
 
     @classmethod
     def load(cls, path: PathLike) -> Self:
@@ -185,24 +194,22 @@ class PixelDiffusion(Module):
         self,
         n: int,
         rng: Rng,
+        how: Sampling = USUAL_SAMPLING,
         *,
-        sampler: str = "ddim",
-        steps: int | None = None,
         guidance: float | None = None,
         label: int | np.ndarray | None = None,
     ) -> Iterator[Array]:
         """Draw n images from noise, yielding x_T first, then each state down to x_0 (E19; Algorithm 2).
 
-        sampler: "ddpm", Algorithm 2, or "ddim", which draws no noise on the way. steps: 1..T; by default all T for
-        "ddpm", and 50 for "ddim"; "ddpm" in fewer than T is DDIM's formula with eta = 1. guidance: s of E35; 1
-        is none, the default for a model without classes; with classes it is USUAL_GUIDANCE. label: the class, or one
-        for each image; a model with classes that is told none draws them uniformly.
+        how: the sampler and its steps, by default 50 of DDIM. guidance: s of E35; 1 is none, the default for a model
+        without classes; with classes it is USUAL_GUIDANCE. label: the class, or one for each image; a model with
+        classes that is told none draws them uniformly.
         Each state is (n, H, W, C), float32, x_0 in [-1, 1]. Equal rng, equal x_T, whatever the sampler and steps.
-        Raises ValueError for another sampler, steps outside 1..T, a label out of range, and for a label or guidance
-        asked of a model without classes.
+        Raises ValueError for more steps than T, a label out of range, and for a label or guidance asked of a model
+        without classes; at the first state for a learned variance that the model has not.
         """
         classes = self.config.unet.classes
-        steps = self.sampling_steps(sampler, steps)
+        how.steps_of(self.schedule.T)  # raises now, not at the first state
         if n < 1:
             raise ValueError(f"the number of images must be at least 1, got {n}")
         if guidance is None:
@@ -224,25 +231,9 @@ class PixelDiffusion(Module):
             return model(x_t, t).data
 
         denoise = denoiser(
-            lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target, learned_variance=learned
+            lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target, how.clip, learned
         )
-        if sampler == "ddpm" and steps == self.schedule.T:
-            states = ddpm(denoise, x_T, self.schedule, rng.at(1), "learned" if learned else "posterior")
-        else:
-            eta = 1.0 if sampler == "ddpm" else 0.0
-            states = ddim(denoise, x_T, self.schedule, rng.at(1), steps=steps, eta=eta)
-        return itertools.chain([x_T], states)
-
-    def sampling_steps(self, sampler: str, steps: int | None = None) -> int:
-        """How many steps `sample` takes; it yields one state more. Raises ValueError as `sample` does."""
-        T = self.schedule.T
-        if sampler not in SAMPLERS:
-            raise ValueError(f"the sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-        if steps is None:
-            return T if sampler == "ddpm" else min(50, T)
-        if not 1 <= steps <= T:
-            raise ValueError(f"the number of steps must be in 1..{T}, the T of this model, got {steps}")
-        return steps
+        return itertools.chain([x_T], how.states(denoise, x_T, self.schedule, rng.at(1)))
 
     def _checked(self, label: Array | None, n: int) -> np.ndarray | None:
         """The labels on the host, after a check of their number and range."""
