@@ -98,7 +98,7 @@ def main() -> None:
             run(settings, about, folder)
         else:
             folder = pathlib.Path(options.resume)
-            arrays, meta = checkpoint.load(folder, Classifier.kind)
+            arrays, meta = checkpoint.load(folder, Classifier.kind, resume=True)
             run(TrainSettings(**meta["settings"]), meta["about"], folder, (arrays, meta))
 
 

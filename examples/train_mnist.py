@@ -205,7 +205,7 @@ def main() -> None:
                 flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
                 raise ValueError(f"a resumed run keeps its own settings: leave out {flags}, or start a new run")
             folder = pathlib.Path(options.resume or cli.latest_folder("runs/mnist"))
-            arrays, meta = checkpoint.load(folder, PixelDiffusion.kind)
+            arrays, meta = checkpoint.load(folder, PixelDiffusion.kind, resume=True)
             about = meta["about"]
             recipe = Recipe(**about | {"multipliers": tuple(about["multipliers"])})
             run(recipe, folder, options, (arrays, meta))

@@ -157,9 +157,10 @@ def test_leftovers_of_a_killed_process_are_removed(saved):
 @pytest.fixture
 def run(tmp_path):
     """The folder of a run of a model with one weight."""
+    meta = META | {"about": {"data": "/somewhere"}}
     weight = np.linspace(-3, 3, 7, dtype=np.float32)
     arrays = {"model/w": weight, "ema/w": weight + 1, "optimiser/m": weight, "losses": np.ones(3)}
-    checkpoint.save(tmp_path / "run" / checkpoint.NAME, arrays, META)
+    checkpoint.save(tmp_path / "run" / checkpoint.NAME, arrays, meta)
     return tmp_path / "run"
 
 
@@ -169,6 +170,9 @@ def test_an_export_keeps_the_averaged_weights_alone(run, tmp_path):
     assert arrays.keys() == {"ema/w"} and arrays["ema/w"].dtype == np.float16
     np.testing.assert_allclose(arrays["ema/w"], np.linspace(-2, 4, 7), rtol=1 / 2048)
     assert meta == META | {"format": checkpoint.FORMAT}
+    checkpoint.load(run, "toy", resume=True)
+    with pytest.raises(CheckpointError, match="was exported"):
+        checkpoint.load(tmp_path / "small.npz", "toy", resume=True)
 
 
 @pytest.mark.parametrize("weight", [65504.0, -1e5, np.inf, np.nan])

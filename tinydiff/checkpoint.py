@@ -47,16 +47,19 @@ def save(path: PathLike, arrays: Mapping[str, np.ndarray], meta: Mapping[str, An
         np.savez(file, allow_pickle=False, meta=np.frombuffer(text, np.uint8), **arrays)
 
 
-def load(path: PathLike, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load(path: PathLike, kind: str, *, resume: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read a checkpoint: its arrays by name, and its description.
 
     path: see `find`. Raises CheckpointError, saying what is wrong with which file, if it is missing, cut short or
-    damaged, a pickle, not of tinydiff, of a newer format, or of another kind of model.
+    damaged, a pickle, not of tinydiff, of a newer format, or of another kind of model. resume: also if it was exported,
+    and so holds nothing to go on training with.
     """
     path = find(path)
     arrays, meta = _load(path)
     if meta["kind"] != kind:
         raise CheckpointError(f"{path} holds another model: expected {kind!r}, got {meta['kind']!r}")
+    if resume and "losses" not in arrays:
+        raise CheckpointError(f"{path} was exported: it has the averaged weights, but no state of the training")
     return arrays, meta
 
 
@@ -83,7 +86,8 @@ def export(source: PathLike, path: PathLike) -> None:
     averaged = {name: a for name, a in arrays.items() if name.startswith("ema/")}
     if large := [name for name, a in averaged.items() if not np.all(np.abs(a) < np.finfo(np.float16).max)]:
         raise CheckpointError(f"{source} has weights beyond half precision's 65504 in {large[0]}")
-    save(path, {name: a.astype(np.float16) for name, a in averaged.items()}, meta)
+    described = {name: meta[name] for name in ("kind", "config")}  # the rest may tell of folders of this machine
+    save(path, {name: a.astype(np.float16) for name, a in averaged.items()}, described)
 
 
 def _load(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -133,12 +133,7 @@ class Training:
         checkpoint.save(self.path, arrays, meta)
 
     def restore(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        """Go back to where a checkpoint was saved, as `checkpoint.load` gives it.
-
-        Raises ValueError if it is of another model, or was exported, with nothing left to train on.
-        """
-        if "losses" not in arrays:
-            raise ValueError("this checkpoint was exported: it has the averaged weights, but no state of the training")
+        """Go back to where a checkpoint was saved, as `checkpoint.load` gives it. ValueError if of another model."""
         self.model.load_state_dict(checkpoint.part("ema", arrays))
         self.ema.average[...] = self.optimiser.vector
         self.model.load_state_dict(checkpoint.part("model", arrays))
