@@ -100,7 +100,7 @@ def test_the_decoder_s_gradient_stays_finite(dtype, device):
 
 def test_the_decoder_s_gradient():
     x_0 = LEVELS[[0, 3, 100, 255]]
-    mean, log_variance = x_0 + [0.1, -0.02, 0.01, -0.3], np.array([-6.0, -8.0, -11.0, -2.0])
+    mean, log_variance = np.add(x_0, [0.1, -0.02, 0.01, -0.3]), np.array([-6.0, -8.0, -11.0, -2.0])
     assert gradcheck(lambda m, v: discretised_log_likelihood(x_0, m, v), mean, log_variance, rng=Rng(0)) <= 1e-6
 
 
