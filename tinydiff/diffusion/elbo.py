@@ -191,20 +191,18 @@ def log_likelihood(
 
     For small problems: the average of `trajectories` many ratios is right in the mean, but a few large ones dominate it
     where T or the dimension is large, and its logarithm is then too small. One trajectory gives minus the bound (E10).
-    x_0: (B, ...). Returns (B,), in nats. Raises ValueError for no trajectory, else as `reverse_log_density`.
+    x_0: (B, ...). Returns (B,), in nats. All T + 1 states of all trajectories are in memory at once.
+    Raises ValueError for fewer than one trajectory, else as `reverse_log_density`.
     (E21; Sohl-Dickstein et al. 2015, eq. 6–9)
     """
     if trajectories < 1:
         raise ValueError(f"the number of trajectories must be at least 1, got {trajectories}")
     mathematics = backend.array_module(x_0)
-    log_ratios = mathematics.stack(
-        [
-            -trajectory_bound([x_0, *forward_trajectory(x_0, schedule, rng.at(i))], denoise, schedule, variance)
-            for i in range(trajectories)
-        ]
-    )
-    largest = log_ratios.max(axis=0)
-    return largest + mathematics.log(mathematics.exp(log_ratios - largest).mean(axis=0))
+    repeated = mathematics.repeat(x_0, trajectories, axis=0)
+    chains = [repeated, *forward_trajectory(repeated, schedule, rng)]
+    log_ratio = -trajectory_bound(chains, denoise, schedule, variance).reshape(len(x_0), trajectories)
+    largest = log_ratio.max(axis=1)
+    return largest + mathematics.log(mathematics.exp(log_ratio - largest[:, None]).mean(axis=1))
 
 
 # ------------------------------------------------------------------------------------ a loss for the variance
