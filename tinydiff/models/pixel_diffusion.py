@@ -29,6 +29,7 @@ from tinydiff.diffusion import (
     variance_bound,
     variance_bound_arrays,
 )
+from tinydiff.diffusion.samplers import Denoise
 from tinydiff.files import PathLike
 from tinydiff.nn import Module, UNet, UNetConfig
 from tinydiff.rng import Rng
@@ -213,9 +214,24 @@ class PixelDiffusion(Module):
             label = to_numpy(rng.at(2).integers(0, classes, (n,)))
         label = self._checked(np.full(n, label) if isinstance(label, int) else label, n)
 
-        self.eval()
         x_T = rng.at(0).normal((n, *self.config.size, self.config.unet.channels))
-        label = _beside(label, x_T)
+        denoise = self.denoiser(_beside(label, x_T), guidance)
+        if sampler == "ddpm" and steps == self.schedule.T:
+            states = ddpm(
+                denoise, x_T, self.schedule, rng.at(1), "learned" if self.config.learned_variance else "posterior"
+            )
+        else:
+            eta = 1.0 if sampler == "ddpm" else 0.0
+            states = ddim(denoise, x_T, self.schedule, rng.at(1), steps=steps, eta=eta)
+        return itertools.chain([x_T], states)
+
+    def denoiser(self, label: Array | None = None, guidance: float = 1.0) -> Denoise:
+        """The network as the samplers and the bound take it: denoise(x_t, t) -> Prediction.
+
+        label: (B,) on the device of x_t, one for each x_t of the batch. guidance: s of E35; other than 1 it needs a
+        label.
+        """
+        self.eval()
         learned = self.config.learned_variance
         model = classifier_free(lambda x_t, t: self(x_t, t, label), lambda x_t, t: self(x_t, t), guidance, learned)
 
@@ -223,15 +239,9 @@ class PixelDiffusion(Module):
         def network(x_t: Array, t: Array) -> Array:
             return model(x_t, t).data
 
-        denoise = denoiser(
+        return denoiser(
             lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target, learned_variance=learned
         )
-        if sampler == "ddpm" and steps == self.schedule.T:
-            states = ddpm(denoise, x_T, self.schedule, rng.at(1), "learned" if learned else "posterior")
-        else:
-            eta = 1.0 if sampler == "ddpm" else 0.0
-            states = ddim(denoise, x_T, self.schedule, rng.at(1), steps=steps, eta=eta)
-        return itertools.chain([x_T], states)
 
     def sampling_steps(self, sampler: str, steps: int | None = None) -> int:
         """How many steps `sample` takes; it yields one state more. Raises ValueError as `sample` does."""
