@@ -7,6 +7,8 @@ from tests.helpers import assert_close
 from tinydiff import Rng, Tensor, backend
 from tinydiff.diffusion import (
     Schedule,
+    bound_term,
+    bound_terms,
     classifier_free,
     ddim,
     ddpm,
@@ -17,14 +19,17 @@ from tinydiff.diffusion import (
     forward_trajectory,
     heun,
     last,
+    log_likelihood,
     min_snr_weight,
     posterior,
     predict,
+    prior_term,
     q_sample,
     reverse_log_density,
     reverse_mean,
     simple_loss,
     target_of,
+    trajectory_bound,
 )
 
 SCHEDULE = Schedule.cosine(10)
@@ -38,6 +43,10 @@ FUNCTIONS = {
     "x_0 from v": lambda a, b, t: predict(a, b, t, SCHEDULE, "v").x0,
     "forward density": lambda a, b, t: forward_log_density([a, b] * 5 + [a], SCHEDULE),
     "reverse density": lambda a, b, t: reverse_log_density([a, b] * 5 + [a], identity(), SCHEDULE),
+    "L_3": lambda a, b, t: bound_term(a, b, 4, identity(), SCHEDULE),
+    "L_0": lambda a, b, t: bound_term(a, b, 1, identity(), SCHEDULE),
+    "L_T": lambda a, b, t: prior_term(a, SCHEDULE),
+    "bound": lambda a, b, t: trajectory_bound([a, b] * 5 + [a], identity(), SCHEDULE),
     "ddim": lambda a, b, t: last(ddim(identity(), a, SCHEDULE, Rng(0), steps=5)),
     "heun": lambda a, b, t: last(heun(identity(), a, SCHEDULE, Rng(0), steps=5)),
     "dpm_solver": lambda a, b, t: last(dpm_solver(identity(), a, SCHEDULE, Rng(0), steps=5)),
@@ -92,6 +101,8 @@ def test_random_sampling_on_a_device(device):
         lambda: last(ddpm(identity(), x_T, SCHEDULE, Rng(1))),
         lambda: last(ddim(identity(), x_T, SCHEDULE, Rng(1), steps=5, eta=1.0)),
         lambda: last(forward_trajectory(x_T, SCHEDULE, Rng(1))),
+        lambda: sum(bound_terms(x_T, identity(), SCHEDULE, Rng(1))),
+        lambda: log_likelihood(x_T, identity(), SCHEDULE, Rng(1), 3),
     ]
     for run in runs:
         x = run()

@@ -50,6 +50,7 @@ CASES = [
     *one("tanh", math.tanh),
     *one("sigmoid", lambda x: 1 / (1 + math.exp(-x))),
     *one("silu", lambda x: x / (1 + math.exp(-x))),
+    *one("log_normal_cdf", lambda x: math.log(0.5 * math.erfc(-x / math.sqrt(2))), domain=(-9.0, 5.0)),
     *one("gelu", lambda x: x * normal_cdf_by_tanh(x)),
     *one("relu", lambda x: x if x > 0 else 0.0, kinks=(0,)),
     *one("absolute", lambda x: x if x > 0 else -x, kinks=(0,)),
@@ -91,6 +92,23 @@ def test_activations_stay_finite_far_from_zero(op, dtype, device):
         y = op(x)
         y.sum().backward()
     assert np.isfinite(y.numpy()).all() and np.isfinite(backend.to_numpy(x.grad)).all()
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-13), (np.float32, 1e-5)])
+def test_the_tails_of_the_normal_distribution_function(dtype, rtol, device):
+    """Far left Φ(x) is φ(x)/|x| (1 − 1/x² + 3/x⁴ − ...), its logarithm's slope φ/Φ; far right log Φ(x) is −Φ(−x)."""
+    left = np.array([-1e4, -1000, -200], dtype)
+    x = Tensor(backend.to_device(np.concatenate([left, [2, 5, 12]]).astype(dtype)), requires_grad=True)
+    with np.errstate(over="raise", invalid="raise"):
+        y = ops.log_normal_cdf(x)
+        y.sum().backward()
+    a = left.astype(np.float64)
+    series = 1 - a**-2 + 3 * a**-4 - 15 * a**-6
+    expected = np.log(series / -a) - a**2 / 2 - math.log(2 * math.pi) / 2
+    np.testing.assert_allclose(y.numpy()[:3], expected, rtol=rtol)
+    np.testing.assert_allclose(backend.to_numpy(x.grad)[:3], -a / series, rtol=rtol)
+    right = [math.log1p(-math.erfc(b / math.sqrt(2)) / 2) for b in (2, 5, 12)]
+    np.testing.assert_allclose(y.numpy()[3:], right, rtol=rtol, atol=0)
 
 
 def test_ties_have_one_gradient(device):

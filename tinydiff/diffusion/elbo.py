@@ -1,21 +1,39 @@
-"""The variational bound on -log p(x_0), term by term (E10, E11, E13, E14, E16).
+"""The variational bound on -log p_theta(x_0): as one average, term by term, and as a loss (E10, E11, E13, E14, E16).
 
-Functions of Tensors, which train a network; arrays count as Tensors without a gradient. All is in nats.
+All is in nats. What works on single numbers takes arrays or Tensors and gives Tensors, which train a network; what
+evaluates a trained one gives arrays, one number a sample.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from tinydiff import ops
+from tinydiff import backend, ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array
-from tinydiff.diffusion.gaussian import mean_slope
-from tinydiff.diffusion.schedule import Schedule, at, per_sample
+from tinydiff.diffusion.gaussian import (
+    Prediction,
+    forward_log_density,
+    forward_marginal,
+    forward_trajectory,
+    learned_log_variance,
+    mean_slope,
+    posterior,
+    q_sample,
+)
+from tinydiff.diffusion.samplers import Denoise, reverse_log_density
+from tinydiff.diffusion.schedule import Schedule, at, lookup, per_sample
+from tinydiff.rng import Rng
 
 HALF_LEVEL = 1 / 255
 """Half the distance of neighbouring grey levels, when 0..255 is scaled to [-1, 1]."""
+
+Decoder = Callable[[Any, Any, Any], Tensor]
+"""log p(x_0 | x_1) of each number, from x_0, the mean and the log-variance: `discretised_log_likelihood` or another."""
+
+# ------------------------------------------------------------------------------------ of single numbers
 
 
 def gaussian_kl(mean_1: Any, log_variance_1: Any, mean_2: Any, log_variance_2: Any) -> Tensor:
@@ -24,9 +42,22 @@ def gaussian_kl(mean_1: Any, log_variance_1: Any, mean_2: Any, log_variance_2: A
     With one variance s² for both it is (m_1 - m_2)²/(2 s²), the deck's form. The arguments are arrays or Tensors that
     broadcast, or numbers; at least one is an array. Returns a Tensor >= 0 of their common shape. (E14)
     """
-    ratio = ops.exp(log_variance_1 - log_variance_2)
-    distance = (mean_1 - mean_2) ** 2 * ops.exp(-log_variance_2)
-    return (ratio + distance - 1.0 + log_variance_2 - log_variance_1) * 0.5
+    log_ratio = log_variance_1 - log_variance_2
+    distance = (mean_1 - mean_2) ** 2 * _exp(-log_variance_2)
+    return ops.mul(_exp(log_ratio) - 1.0 - log_ratio + distance, 0.5)
+
+
+def _exp(x: Any) -> Any:
+    """e^x; of a number a number, which widens no dtype."""
+    return math.exp(x) if isinstance(x, float) else ops.exp(x)
+
+
+def gaussian_log_likelihood(x_0: Any, mean: Any, log_variance: Any) -> Tensor:
+    """log N(x_0; mean, sigma²) of each number: the decoder for data that are real numbers, not grey levels.
+
+    x_0: (B, ...). mean, log_variance: broadcast to it. Returns a Tensor like x_0. (E8)
+    """
+    return ops.mul((x_0 - mean) ** 2 * _exp(-log_variance) + log_variance + math.log(2 * math.pi), -0.5)
 
 
 def discretised_log_likelihood(x_0: Any, mean: Any, log_variance: Any) -> Tensor:
@@ -35,24 +66,146 @@ def discretised_log_likelihood(x_0: Any, mean: Any, log_variance: Any) -> Tensor
         p = Phi((x_0 + 1/255 - mean)/sigma) - Phi((x_0 - 1/255 - mean)/sigma)
 
     where the intervals of -1 and 1, black and white, reach to infinity, so that the 256 levels share out all of it.
-    Phi is sigmoid(2 sqrt(2/pi) (z + 0.044715 z³)), which rises from 0 to 1 as the normal distribution's does, within
-    0.0004 of it; p is at least 1e-12.
+    Computed by logarithms, which stay finite and exact however far off the mean is.
     x_0: (B, ...), the levels -1, -1 + 2/255, ..., 1. mean, log_variance: broadcast to it. Returns a Tensor like x_0.
     (E11; Ho et al. 2020, eq. 13)
     """
-    per_sigma = ops.exp(log_variance * -0.5)
+    per_sigma = _exp(-0.5 * log_variance)
     off = x_0 - mean
-    near = -ops.absolute(off)  # by symmetry always on the left, where Phi is small and a difference exact
-    inside = _normal_cdf((near + HALF_LEVEL) * per_sigma) - _normal_cdf((near - HALF_LEVEL) * per_sigma)
-    black = _normal_cdf((off + HALF_LEVEL) * per_sigma)
-    white = _normal_cdf((HALF_LEVEL - off) * per_sigma)
-    p = ops.where(x_0 < HALF_LEVEL - 1, black, ops.where(x_0 > 1 - HALF_LEVEL, white, inside))
-    return ops.log(ops.maximum(p, 1e-12))
+    left = -ops.absolute(off)  # by symmetry: on the left of its mean the logarithm of Phi has all its digits
+    black, white = x_0 < HALF_LEVEL - 1, x_0 > 1 - HALF_LEVEL
+    upper = ops.where(black, off, ops.where(white, -off, left)) + HALF_LEVEL
+    log_upper = ops.log_normal_cdf(upper * per_sigma)
+    log_lower = ops.log_normal_cdf((left - HALF_LEVEL) * per_sigma)
+    within = log_upper + ops.log(1.0 - ops.exp(log_lower - log_upper))
+    return ops.where(black | white, log_upper, within)
 
 
-def _normal_cdf(z: Tensor) -> Tensor:
-    """The standard normal distribution function, nearly (Page 1977)."""
-    return ops.sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
+# ------------------------------------------------------------------------------------ the bound, term by term
+
+
+def bound_terms(
+    x_0: Array,
+    denoise: Denoise,
+    schedule: Schedule,
+    rng: Rng,
+    variance: str = "posterior",
+    times: Iterable[int] | None = None,
+    decoder: Decoder = discretised_log_likelihood,
+) -> Iterator[Array]:
+    """The terms whose sum bounds -log p_theta(x_0), yielding L_T, then L_{t-1} for t = T, ..., 2, and L_0.
+
+        -log p_theta(x_0) <= E_q[L_T + sum_{t=2..T} L_{t-1} + L_0]
+
+    each at one x_t drawn from q(x_t | x_0); equal rng, equal x_t, whichever other times there are.
+    x_0: (B, ...), in [-1, 1] for the usual decoder. variance, decoder: see `bound_term`. times: which t to take after
+    L_T, all by default; t = 1 gives L_0. Each term is (B,), in nats, summed over the dimensions of x_0.
+    Raises as `bound_term` does. (E11; Ho et al. 2020, eq. 5)
+    """
+    yield prior_term(x_0, schedule)
+    for t in range(schedule.T, 0, -1) if times is None else times:
+        x_t = q_sample(x_0, t, rng.at(t).normal_like(x_0), schedule)
+        yield bound_term(x_0, x_t, t, denoise, schedule, variance, decoder)
+
+
+def prior_term(x_0: Array, schedule: Schedule) -> Array:
+    """L_T = KL(q(x_T | x_0) to N(0, I)): (B,), in nats, for x_0 (B, ...). Nothing in it can be learned. (E11, E5)"""
+    mean, std = forward_marginal(x_0, schedule.T, schedule)
+    return _summed(gaussian_kl(mean, 2 * math.log(std), 0.0, 0.0))
+
+
+def bound_term(
+    x_0: Array,
+    x_t: Array,
+    t: int,
+    denoise: Denoise,
+    schedule: Schedule,
+    variance: str = "posterior",
+    decoder: Decoder = discretised_log_likelihood,
+) -> Array:
+    """The bound's term of step t: L_{t-1} for t > 1, and L_0 for t = 1.
+
+        L_{t-1} = KL(q(x_{t-1} | x_t, x_0) to p_theta(x_{t-1} | x_t)),   L_0 = -log p_theta(x_0 | x_1)
+
+    p_theta is N(mu_theta, sigma_t²), and mu_theta is mu_tilde_t with the guessed x_0 in place of the true one.
+    x_0, x_t: (B, ...). t: in 1..T. variance: which sigma_t², see `reverse_log_variance`. decoder: log p(x_0 | x_1).
+    Returns (B,), in nats, summed over the dimensions of x_0. Raises ValueError for t outside 1..T, another variance, or
+    "learned" if the network did not learn one.
+    (E11, E12; Ho et al. 2020, eq. 5–7; the slide once writes q(x_t | x_{t+1}, x_0) here, an index too high)
+    """
+    prediction = denoise(x_t, t)
+    mean, _ = posterior(x_t, prediction.x0, t, schedule)
+    log_variance = reverse_log_variance(prediction, t, schedule, variance)
+    if t == 1:
+        return -_summed(decoder(x_0, mean, log_variance))
+    mu_tilde, beta_tilde = posterior(x_t, x_0, t, schedule)
+    return _summed(gaussian_kl(mu_tilde, math.log(beta_tilde), mean, log_variance))
+
+
+def reverse_log_variance(prediction: Prediction, t: int, schedule: Schedule, variance: str) -> Any:
+    """log sigma_t² of p_theta(x_{t-1} | x_t): a number, or for a learned one an array shaped as x_t.
+
+    variance: "posterior" for beta_tilde_t, "beta" for beta_t, "learned" for what the network says. At t = 1, where
+    beta_tilde_t is 0 and would give no x_0 a probability, that of t = 2 stands in.
+    Raises ValueError for another variance, or "learned" if the network did not learn one. (E13)
+    """
+    if variance != "learned":
+        schedule.reverse_variance(variance)  # knows the other names
+        log_variance = schedule.log_beta if variance == "beta" else schedule.posterior_log_variance
+        return lookup(log_variance, t)
+    if prediction.v is None:
+        raise ValueError("variance 'learned' needs a network that learned one; this one takes 'posterior' or 'beta'")
+    return learned_log_variance(prediction.v, t, schedule)
+
+
+def bits_per_dim(nats: Any, x_0: Array) -> Any:
+    """Nats a sample as bits a dimension, the usual unit: nats/(D log 2), for x_0 (B, ...) with D numbers a sample."""
+    return nats / (math.prod(x_0.shape[1:]) * math.log(2))
+
+
+def _summed(terms: Tensor) -> Array:
+    """The sum over all axes but the first, as an array."""
+    return terms.data.sum(axis=tuple(range(1, terms.ndim)))
+
+
+# ------------------------------------------------------------------------------------ the bound, along trajectories
+
+
+def trajectory_bound(
+    trajectory: Sequence[Array], denoise: Denoise, schedule: Schedule, variance: str = "beta"
+) -> Array:
+    """log q(x_{1:T} | x_0) - log p_theta(x_{0:T}), whose average over forward trajectories is the bound on -log p(x_0).
+
+    trajectory: x_0, x_1, ..., x_T, each (B, ...), as `forward_trajectory` draws them. Returns (B,), in nats. Raises as
+    `reverse_log_density` does. (E10; Ho et al. 2020, eq. 3)
+    """
+    return forward_log_density(trajectory, schedule) - reverse_log_density(trajectory, denoise, schedule, variance)
+
+
+def log_likelihood(
+    x_0: Array, denoise: Denoise, schedule: Schedule, rng: Rng, trajectories: int, variance: str = "beta"
+) -> Array:
+    """log p_theta(x_0), the model's probability as an average over forward trajectories.
+
+        p_theta(x_0) = E_q[p_theta(x_{0:T})/q(x_{1:T} | x_0)]
+
+    For small problems: the average of `trajectories` many ratios is right in the mean, but a few large ones dominate it
+    where T or the dimension is large, and its logarithm is then too small. One trajectory gives minus the bound (E10).
+    x_0: (B, ...). Returns (B,), in nats. All T + 1 states of all trajectories are in memory at once.
+    Raises ValueError for fewer than one trajectory, else as `reverse_log_density`.
+    (E21; Sohl-Dickstein et al. 2015, eq. 6–9)
+    """
+    if trajectories < 1:
+        raise ValueError(f"the number of trajectories must be at least 1, got {trajectories}")
+    mathematics = backend.array_module(x_0)
+    repeated = mathematics.repeat(x_0, trajectories, axis=0)
+    chains = [repeated, *forward_trajectory(repeated, schedule, rng)]
+    log_ratio = -trajectory_bound(chains, denoise, schedule, variance).reshape(len(x_0), trajectories)
+    largest = log_ratio.max(axis=1)
+    return largest + mathematics.log(mathematics.exp(log_ratio - largest[:, None]).mean(axis=1))
+
+
+# ------------------------------------------------------------------------------------ a loss for the variance
 
 
 def variance_bound(

@@ -28,6 +28,7 @@ from tinydiff.diffusion import (
     variance_bound,
     variance_bound_arrays,
 )
+from tinydiff.diffusion.samplers import Denoise
 from tinydiff.files import PathLike
 from tinydiff.nn import Module, UNet, UNetConfig
 from tinydiff.rng import Rng
@@ -220,9 +221,17 @@ class PixelDiffusion(Module):
             label = to_numpy(rng.at(2).integers(0, classes, (n,)))
         label = self._checked(np.full(n, label) if isinstance(label, int) else label, n)
 
-        self.eval()
         x_T = rng.at(0).normal((n, *self.config.size, self.config.unet.channels))
-        label = _beside(label, x_T)
+        denoise = self.denoiser(_beside(label, x_T), guidance, how.clip)
+        return itertools.chain([x_T], how.states(denoise, x_T, self.schedule, rng.at(1)))
+
+    def denoiser(self, label: Array | None = None, guidance: float = 1.0, clip: bool = True) -> Denoise:
+        """The network as the samplers and the bound take it: denoise(x_t, t) -> Prediction.
+
+        label: (B,) on the device of x_t, one for each x_t of the batch. guidance: s of E35; other than 1 it needs a
+        label. clip: keep each guess at x_0 in [-1, 1].
+        """
+        self.eval()
         learned = self.config.learned_variance
         model = classifier_free(lambda x_t, t: self(x_t, t, label), lambda x_t, t: self(x_t, t), guidance, learned)
 
@@ -230,10 +239,7 @@ class PixelDiffusion(Module):
         def network(x_t: Array, t: Array) -> Array:
             return model(x_t, t).data
 
-        denoise = denoiser(
-            lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target, how.clip, learned
-        )
-        return itertools.chain([x_T], how.states(denoise, x_T, self.schedule, rng.at(1)))
+        return denoiser(lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target, clip, learned)
 
     def _checked(self, label: Array | None, n: int) -> np.ndarray | None:
         """The labels on the host, after a check of their number and range."""

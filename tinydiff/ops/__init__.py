@@ -11,6 +11,7 @@ from tinydiff.ops.elementwise import (
     exp,
     gelu,
     log,
+    log_normal_cdf,
     maximum,
     minimum,
     mul,
@@ -47,11 +48,11 @@ from tinydiff.ops.softmax import attention, log_softmax, self_attention, softmax
 
 __all__ = [
     "absolute", "add", "attention", "broadcast_to", "clip", "concat", "conv2d", "conv_transpose2d", "cos",
-    "cross_entropy", "depth_to_space", "div", "downsample_average", "dropout", "exp", "gelu", "getitem", "group_norm",
-    "kl_standard_normal", "layer_norm", "linear", "log", "log_softmax", "matmul", "max", "maximum", "mean", "minimum",
-    "mse_loss", "mul", "neg", "pad", "power", "relu", "reshape", "self_attention", "sigmoid", "silu", "sin", "softmax",
-    "space_to_depth", "sqrt", "stack", "sub", "sum", "take_rows", "tanh", "transpose", "upsample_nearest", "variance",
-    "where",
+    "cross_entropy", "depth_to_space", "div", "downsample_average", "dropout", "exp", "gelu", "getitem",
+    "group_norm", "kl_standard_normal", "layer_norm", "linear", "log", "log_normal_cdf", "log_softmax", "matmul",
+    "max", "maximum", "mean", "minimum", "mse_loss", "mul", "neg", "pad", "power", "relu", "reshape",
+    "self_attention", "sigmoid", "silu", "sin", "softmax", "space_to_depth", "sqrt", "stack", "sub", "sum",
+    "take_rows", "tanh", "transpose", "upsample_nearest", "variance", "where",
 ]  # fmt: skip
 
 

@@ -6,11 +6,15 @@ given as a function, which the engine calls only if it is wanted.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tinydiff.autograd import op
 from tinydiff.backend import Array, array_module
 from tinydiff.formula import elementwise
+
+STEP = 0.65
+"""How far apart `_scaled_tail` takes its midpoints."""
 
 # ------------------------------------------------------------------------------------------- arithmetic
 
@@ -122,6 +126,32 @@ def silu(x: Array) -> Any:
 def gelu(x: Array) -> Any:
     """x Φ(x) in the tanh approximation: x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))) (Hendrycks & Gimpel 2016)."""
     return _gelu(x), lambda g: _gelu_vjp(g, x)
+
+
+@op
+def log_normal_cdf(x: Array) -> Any:
+    """log Φ(x) for the standard normal distribution function Φ, to rounding error even where Φ itself underflows."""
+    xp = array_module(x)
+    scaled, half_square = _scaled_tail(x), 0.5 * x * x
+    tail = xp.log(scaled) - half_square  # log Φ(−|x|)
+    y = xp.where(x < 0, tail, xp.log1p(-xp.exp(tail)))
+    return y, lambda g: g * xp.where(x < 0, 1 / scaled, xp.exp(-half_square - y)) / math.sqrt(2 * math.pi)
+
+
+def _scaled_tail(x: Array) -> Array:
+    """Φ(−|x|) e^{x²/2} = |x|/π ∫ e^{−u²/2}/(u² + x²) du over u > 0, which neither overflows nor underflows.
+
+    By the midpoint rule, whose one error, from the poles at u = ±ix, is known in closed form and added: 13 midpoints,
+    STEP apart, are then right to 14 digits (Chiarella & Reichel 1968).
+    """
+    xp = array_module(x)
+    distance, square = xp.abs(x), x * x
+    total = xp.zeros_like(x)
+    for u in (STEP * (n + 0.5) for n in range(13)):
+        total += math.exp(-u * u / 2) / (square + u * u)
+    total *= distance * (STEP / math.pi)
+    nearby = xp.minimum(distance, 9)  # beyond, the poles are too far away to matter
+    return total + xp.exp(0.5 * nearby * nearby) / (1 + xp.exp((2 * math.pi / STEP) * nearby))
 
 
 @elementwise
