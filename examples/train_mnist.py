@@ -5,6 +5,7 @@
     python examples/train_mnist.py --no-class-conditional  a model that is never told which digit it sees
     python examples/train_mnist.py --recipe ddpm           the deck's plain recipe (Ho et al. 2020)
     python examples/train_mnist.py --recipe shipped        the model that the package brings along; two hours
+    python examples/train_mnist.py --recipe likelihood     as that, for few bits (evaluate_nll.py) and not for the eye
     python examples/train_mnist.py --resume runs/mnist     go on after Ctrl-C, or after the power went
 
 The folder of the run receives samples_000000.png, ... (the same noise turned into digits by the model as it learns),
@@ -68,6 +69,7 @@ class Recipe:
     multipliers: tuple[int, ...] = (1, 2)
     blocks: int = 1
     patch: int = 2
+    fourier: tuple[int, ...] = ()
     seed: int = 0
 
     def model(self, digits: mnist.Digits) -> PixelDiffusionConfig:
@@ -79,6 +81,7 @@ class Recipe:
             blocks=self.blocks,
             attention=(),
             patch=self.patch,
+            fourier=self.fourier,
             classes=len(names) or None,
         )
         H, W = digits.images.shape[1:]
@@ -131,6 +134,7 @@ RECIPES = {
         base=48,
     ),
 }
+RECIPES["likelihood"] = dataclasses.replace(RECIPES["shipped"], weighting="vlb", fourier=(4, 5, 6))
 
 
 def parse() -> argparse.Namespace:
@@ -163,6 +167,7 @@ def parse() -> argparse.Namespace:
     add(what, "--patch", "work on patches of N x N pixels, N² times faster", type=int, metavar="N")
 
     how = parser.add_argument_group("how to train")
+    add(what, "--fourier", "exponents of Fourier features of the image, for few bits", type=_numbers, metavar="N,N,...")
     length = how.add_mutually_exclusive_group()
     add(length, "--steps", "gradient steps", type=int, metavar="N")
     length.add_argument("--minutes", type=float, metavar="M", help="as many steps as fit in about M minutes")
@@ -207,7 +212,8 @@ def main() -> None:
             folder = pathlib.Path(options.resume or cli.latest_folder("runs/mnist"))
             arrays, meta = checkpoint.load(folder, PixelDiffusion.kind, resume=True)
             about = meta["about"]
-            recipe = Recipe(**about | {"multipliers": tuple(about["multipliers"])})
+            lists = {name: tuple(value) for name, value in about.items() if isinstance(value, list)}
+            recipe = Recipe(**about | lists)
             run(recipe, folder, options, (arrays, meta))
 
 

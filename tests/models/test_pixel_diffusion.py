@@ -100,6 +100,23 @@ def test_stratified_times(n):
     assert counts[0] == 0 and np.abs(counts[1:] - expected).max() < 5 * expected**0.5
 
 
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+def test_times_drawn_as_the_bound_weighs_them(target, stratified):
+    """E16: beta_t/(2 alpha_t (1 - alpha_bar_t)) for eps, with sigma² = beta; times (d eps/d output)² for the others."""
+    model = stubbed(dataclasses.replace(PLAIN, target=target, stratified=stratified, weighting="vlb"))
+    bar = alpha_bar(PLAIN)
+    alpha = bar[1:] / bar[:-1]
+    weight = (1 - alpha) / (2 * alpha * (1 - bar[1:])) * {"eps": 1, "v": bar[1:], "x0": bar[1:] / (1 - bar[1:])}[target]
+    counts, n = np.zeros(PLAIN.T + 1), 64
+    for seed in range(300):
+        model.unet.asked.clear()
+        model.loss(np.zeros((n, 4, 8, 1), np.float32), Rng(seed))
+        counts += np.bincount(model.unet.asked[0][1], minlength=PLAIN.T + 1)
+    expected = 300 * n * weight / weight.sum()
+    assert counts[0] == 0 and (np.abs(counts[1:] - expected) < 5 * expected**0.5 + 1).all()
+
+
 def test_a_share_of_the_labels_is_hidden():
     model = stubbed(LABELLED)
     label = np.arange(6000) % 3
@@ -302,7 +319,7 @@ def test_bad_training_labels(config, label, words):
     [
         ({"schedule": "square"}, "linear, cosine, .*, got 'square'"),
         ({"target": "noise"}, "eps, x0, v, got 'noise'"),
-        ({"weighting": "none"}, "plain, min-snr, got 'none'"),
+        ({"weighting": "none"}, "plain, min-snr, vlb, got 'none'"),
         ({"label_drop": 1.5}, "got 1.5"),
         ({"class_names": ("a",)}, "0 classes need as many names"),
         ({"size": (4, 7)}, "2 divides, got 4 x 7"),

@@ -146,7 +146,9 @@ def unet(x, t, w, config, label=None, context=None, mask=None, extra=None):
     if config.classes:
         emb = emb + w["label.weight"][np.zeros(len(x), int) if label is None else label + 1]
     emb, p = silu(emb), config.patch
-    shown = x if extra is None else np.concatenate([x, extra], axis=-1)
+    shown = [x] if extra is None else [x, extra]
+    shown += [wave(2**n * np.pi * x) for n in config.fourier for wave in (np.sin, np.cos)]
+    shown = np.concatenate(shown, axis=-1)
     B, H, W, C = shown.shape
     patches = shown.reshape(B, H // p, p, W // p, p, C).transpose(0, 1, 3, 2, 4, 5)
     h = conv(patches.reshape(B, H // p, W // p, p * p * C), part(w, "conv_in"))

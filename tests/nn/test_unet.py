@@ -27,6 +27,9 @@ CONFIGS = {
     "one level, attending": UNetConfig(base=4, multipliers=(2,), blocks=2, attention=(0,), groups=2),
     "label": UNetConfig(base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, classes=3),
     "context": UNetConfig(base=4, multipliers=(1, 2), blocks=1, attention=(0,), heads=2, groups=2, context=5),
+    "fourier": UNetConfig(
+        channels=2, base=4, multipliers=(1,), blocks=1, attention=(), groups=2, patch=2, extra=1, fourier=(0, 2)
+    ),
     "extra": UNetConfig(channels=2, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2, extra=3),
     "outputs": UNetConfig(channels=2, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2, outputs=4),
     "patch": UNetConfig(channels=3, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tinydiff.diffusion import (
     classifier_free,
     denoiser,
     draw_t,
+    mean_slope,
     min_snr_weight,
     per_sample,
     q_sample,
@@ -41,7 +43,7 @@ SCHEDULES = {
     "scaled-linear-zero": lambda T: Schedule.scaled_linear(T).zero_terminal_snr(),
 }
 TARGETS = ("eps", "x0", "v")
-WEIGHTINGS = ("plain", "min-snr")
+WEIGHTINGS = ("plain", "min-snr", "vlb")
 USUAL_SAMPLING = Sampling()
 USUAL_GUIDANCE = 1.5
 """Enough for a model trained for minutes to draw what it is asked for, little enough to keep its samples varied."""
@@ -53,11 +55,13 @@ class PixelDiffusionConfig:
 
     unet: the network's sizes; with unet.classes it can be told what to draw. size: height and width of the images,
     in pixels. T: the number of diffusion steps. schedule: a name in SCHEDULES (E6, E7). target: what the network
-    outputs, "eps" as in the deck, "x0" or "v" (E15). weighting: "plain" (E17) or "min-snr" (Hang et al. 2023), which
-    keeps the many easy steps from drowning the others. label_drop: the share of labels hidden in training, so that
-    guidance has an unconditional model to move away from (E35). class_names: one for each class. stratified: cut
-    1..T into as many equal parts as there are images and draw one t from each: the same on average, with less chance.
-    learned_variance: the network also outputs how much noise its reverse steps need, trained on the bound (E13).
+    outputs, "eps" as in the deck, "x0" or "v" (E15). weighting: "plain" (E17), "min-snr" (Hang et al. 2023), which
+    keeps the many easy steps from drowning the others, or "vlb", the bound's own (E16), by drawing each t as often
+    as it counts (Nichol & Dhariwal 2021, section 3.3): fewer bits, not better pictures. label_drop: the share of
+    labels hidden in training, so that guidance has an unconditional model to move away from (E35). class_names: one
+    for each class. stratified: cut 1..T into as many equal parts as there are images and draw one t from each: the
+    same on average, with less chance. learned_variance: the network also outputs how much noise its reverse steps
+    need, trained on the bound (E13).
 
     Raises ValueError for a name that is not among these, or unless there are as many class names as classes.
     """
@@ -256,12 +260,23 @@ class PixelDiffusion(Module):
         return label
 
     def _times(self, rng: Rng, n: int) -> np.ndarray:
-        """n times drawn uniformly from 1..T, int64 on the host."""
+        """n times drawn from 1..T, int64 on the host: uniformly, or as often as each counts in the bound (E16)."""
         T = self.schedule.T
-        if not self.config.stratified:
+        if self.config.weighting != "vlb" and not self.config.stratified:
             return draw_t(rng, n, T)
-        within = to_numpy(rng.uniform((n,), np.float64))
-        return np.minimum(1 + (T * (np.arange(n) + within) / n).astype(np.int64), T)  # the sum may round up to n
+        place = to_numpy(rng.uniform((n,), np.float64))
+        if self.config.stratified:
+            place = (np.arange(n) + place) / n
+        if self.config.weighting != "vlb":
+            return np.minimum(1 + (T * place).astype(np.int64), T)  # the sum may round up to n
+        return 1 + np.searchsorted(self._shares, place, side="right").clip(max=T - 1)
+
+    @functools.cached_property
+    def _shares(self) -> np.ndarray:
+        """P(t <= 1), ..., P(t <= T) of times drawn in proportion to what || output - wanted ||² counts in the bound."""
+        slope = mean_slope(np.arange(1, self.schedule.T + 1), self.schedule, self.config.target)
+        weight = slope**2 / (2 * self.schedule.beta[1:])
+        return np.cumsum(weight) / weight.sum()
 
     def _hide_some(self, label: np.ndarray | None, rng: Rng) -> np.ndarray | None:
         """Replace a share of the labels by -1, no label, so that the model learns to do without (E35)."""

@@ -7,6 +7,7 @@ x_t ── conv ─ level 1 ─────────────────�
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tinydiff import ops
@@ -30,7 +31,9 @@ class UNetConfig:
     heads, groups: of attention and of GroupNorm; dropout: within the ResBlocks; classes: how many class labels it can
     be told, or None; context: the width of the text tokens it can attend to, or None; patch: turn patch x patch pixels
     into one before the first level (Luhman & Luhman 2022), which is faster by about patch²; extra: channels of a second
-    image that it is shown beside the noisy one; outputs: channels that it gives, None for as many as the images have.
+    image that it is shown beside the noisy one; outputs: channels that it gives, None for as many as the images have;
+    fourier: exponents n whose sin(2^n π x) and cos(2^n π x) are shown beside the image x (Kingma et al. 2021, App. C),
+    since a network looks past differences as small as that of neighbouring grey levels, in which most bits lie.
     """
 
     channels: int = 1
@@ -46,6 +49,7 @@ class UNetConfig:
     patch: int = 1
     extra: int = 0
     outputs: int | None = None
+    fourier: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = (self.channels, self.base, self.blocks, self.patch, self.outputs or 1, *self.multipliers)
@@ -69,10 +73,11 @@ class UNet(Module):
     def __init__(self, config: UNetConfig, rng: Rng):
         self.config = config
         embedding, patch = 4 * config.base, config.patch**2
+        shown = config.channels * (1 + 2 * len(config.fourier)) + config.extra
         widths = [config.base * m for m in config.multipliers]
         self.time = TimeEmbedding(config.base, embedding, rng)
         self.label = Embedding(config.classes + 1, embedding, rng) if config.classes else None
-        self.conv_in = Conv2d((config.channels + config.extra) * patch, widths[0], rng)
+        self.conv_in = Conv2d(shown * patch, widths[0], rng)
 
         self.down: list[Stage | Downsample] = []
         skips = [widths[0]]
@@ -122,6 +127,8 @@ class UNet(Module):
         emb = ops.silu(emb)
 
         h = x if extra is None else ops.concat([x, extra])
+        if self.config.fourier:
+            h = ops.concat([h, *fourier_features(x, self.config.fourier)])
         h = ops.space_to_depth(h, factor=self.config.patch) if self.config.patch > 1 else h
         h = self.conv_in(h)
         skips = [h]
@@ -156,6 +163,12 @@ class UNet(Module):
         width = None if context is None else context.shape[-1]
         if width != c.context:
             raise ValueError(f"the U-Net's context has width {c.context}, got {width}")
+
+
+def fourier_features(x: Tensor, exponents: tuple[int, ...]) -> list[Tensor]:
+    """sin(2^n π x) and cos(2^n π x) for each exponent n, each shaped as x (Kingma et al. 2021, App. C)."""
+    angles = [x * (2.0**n * math.pi) for n in exponents]
+    return [wave(angle) for angle in angles for wave in (ops.sin, ops.cos)]
 
 
 class Stage(Module):
