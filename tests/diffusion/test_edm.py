@@ -126,6 +126,7 @@ def test_iddpm_levels_are_the_recursion(M):
     np.testing.assert_allclose(noise_levels(Schedule.cosine(M))[::-1], u, rtol=1e-9)
     for j in range(M):
         assert column.c_noise(u[j]) == M - 1 - j
+    assert column.c_noise(u[M - 1] / 9) == 0  # u_M = 0 is no level to be asked at
     halfway = [(a + b) / 2 + (a - b) * side for a, b in itertools.pairwise(u[:M]) for side in (0.01, -0.01)]
     nearest = [M - 1 - min(range(M), key=lambda j, s=s: abs(u[j] - s)) for s in halfway]
     np.testing.assert_array_equal(column.c_noise(np.array(halfway)), nearest)
@@ -345,9 +346,10 @@ def test_each_column_uses_its_own_solver():
         np.testing.assert_array_equal(*states)
 
 
+@pytest.mark.parametrize("S_churn", [1.2, 9.0])  # less and more than the bound on gamma
 @pytest.mark.parametrize("levels", [None, noise_levels(Schedule.cosine(50))[1:]])
-def test_algorithm_2_line_by_line(levels):
-    S_churn, S_tmin, S_tmax, S_noise = 3.0, 0.05, 20.0, 1.007
+def test_algorithm_2_line_by_line(levels, S_churn):
+    S_tmin, S_tmax, S_noise = 0.5, 20.0, 1.007
     t = Column.edm(sigma_min=0.13, sigma_max=70).sigmas(6)
     x, rng = np.random.default_rng(0).normal(size=(3, 2)), Rng(5)
 
