@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
         metavar="N,N,...",
         help="network evaluations an image, odd numbers from 3 on (default: 5,9,17,35)",
     )
-    parser.add_argument("--n", type=int, default=500, metavar="N", help="images to judge by (default: %(default)s)")
+    parser.add_argument("--n", type=int, default=300, metavar="N", help="images to judge by (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
     parser.add_argument("--out", default="runs/karras", metavar="DIR", help="folder of the run (default: %(default)s)")
     return parser.parse_args()
@@ -181,7 +181,7 @@ class Quality:
     def __init__(self, real: np.ndarray):
         flat = image.to_signed(real).reshape(len(real), -1)
         self.mean = flat.mean(axis=0)
-        self.axes = np.linalg.svd(flat - self.mean, full_matrices=False)[2][:40].T
+        self.axes = np.linalg.eigh(np.cov(flat.T))[1][:, -40:]  # those of the largest variance
         self.real = (flat - self.mean) @ self.axes
 
     def __call__(self, x: np.ndarray) -> float:
