@@ -109,7 +109,7 @@ few = np.concatenate([images[digits.labels == label][:50] for label in range(10)
 D = ideal(few)
 
 five = few[262:263]
-sigmas = [0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 80.0]
+sigmas = [0.1, 1.0, 3.0, 4.0, 5.0, 7.0, 10.0, 80.0]
 noisy = [five + sigma * Rng(1).normal_like(five) for sigma in sigmas]
 guesses = [D(x, sigma) for x, sigma in zip(noisy, sigmas, strict=True)]
 rows = [[x / np.sqrt(1 + sigma**2) for x, sigma in zip(noisy, sigmas, strict=True)], guesses]
@@ -186,7 +186,7 @@ save(figure, "11_the_table.png")
 # the mean can be seen; iDDPM leaves that range quickly; EDM takes smaller and smaller steps towards the data. In three
 # columns an error of the network is multiplied by $\sigma$, in EDM by no more than $\sigma_\text{data}$. And EDM trains
 # mostly between 0.03 and 3: with less noise there is hardly anything to gain, with more the answer is near the mean.
-# (Our $D$ knows only 500 digits and has its answer at $\sigma = 2$. A network that is to draw new ones has details to
+# (Our $D$ knows only 500 digits and has its answer at $\sigma = 3$. A network that is to draw new ones has details to
 # decide far below.)
 #
 # ## What the network is asked
@@ -364,11 +364,11 @@ save(figure, "11_churn.png")
 # %% [markdown]
 # ![churn](out/11_churn.png)
 #
-# Without churn the flawed denoiser sends too many samples to $+1$, however many steps it takes. Churn below $\sigma =
-# 1$, where it is right, brings most of them back; but only with many steps, since none may add more than $\gamma =
+# Without churn the flawed denoiser sends too many samples to $+1$, however many steps it takes. Churn where it is
+# right, below $\sigma = 1$, brings most of them back; but only with many steps, since none may add more than $\gamma =
 # \sqrt2-1$. (Even the exact $D$ has something to repair: its samples start as pure noise of $\sigma = 20$, without the
 # mean of the data.) A trained network errs at all noise levels, so churn costs detail as well. The paper searches for
-# the best four $S$ model by model, and finds that its own, better trained network for CIFAR-10 needs no churn.
+# the best four $S$ model by model, and finds that its own network for CIFAR-10, trained better, needs no churn.
 #
 # ## Trained one way, sampled another
 #
@@ -418,7 +418,7 @@ if not QUICK:
 levels = level_of[1:]
 stochastic = churned(D_student, start[:24], Column.edm(**sigma_range).sigmas(40), Rng(9), S_churn=20, levels=levels)
 drawn["EDM with churn, N = 40"] = last(stochastic).reshape(-1, 28, 28)
-figure, axes = plt.subplots(3, 1, figsize=(7.6, 6.2))
+figure, axes = plt.subplots(3, 1, figsize=(7.6, 5))
 titles = ("DDIM, 17 evaluations", "EDM's time steps and Heun, 17 evaluations", "EDM with churn, N = 40")
 for axis, x, title in zip(axes, drawn.values(), titles, strict=True):
     axis.imshow(grid(x.clip(-1, 1), columns=12), cmap="gray")

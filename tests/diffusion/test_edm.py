@@ -519,6 +519,8 @@ def test_bad_arguments_of_the_samplers():
     for wrong in ({"S_churn": -1.0}, {"S_noise": -1.0}, {"S_churn": math.nan}):
         with pytest.raises(ValueError, match="S_churn and S_noise must be at least 0, got"):
             last(churned(D, x, sigmas, Rng(0), **wrong))
+    with pytest.raises(ValueError, match=r"levels that D knows must be > 0, got 0\.0"):
+        last(churned(D, x, sigmas, Rng(0), levels=noise_levels(Schedule.cosine(10))))
     with pytest.raises(ValueError, match="S_tmin must not be more than S_tmax, got 3 and 2"):
         last(churned(D, x, sigmas, Rng(0), S_tmin=3, S_tmax=2))
 

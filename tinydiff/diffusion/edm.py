@@ -341,10 +341,17 @@ def probability_flow(D: Denoiser, x_T: Array, column: Column, N: int, solver: st
     times = column.times(N).tolist()
     x = float(column.sigma(times[0]) * column.s(times[0])) * x_T
     for t, t_next in itertools.pairwise(times):
-        d = slope(x, t)
-        euler = x + (t_next - t) * d
-        x = euler if solver == "euler" or t_next == 0 else x + (t_next - t) * (d + slope(euler, t_next)) / 2
+        x = _step(slope, x, t, t_next, solver)
         yield x
+
+
+def _step(slope: Denoiser, x: Array, t: float, t_next: float, solver: str) -> Array:
+    """One step of a solver from t to t_next, along dx/dt = slope(x, t), which does not exist at t = 0."""
+    d = slope(x, t)
+    euler = x + (t_next - t) * d
+    if solver == "euler" or t_next == 0:
+        return euler
+    return x + (t_next - t) * (d + slope(euler, t_next)) / 2
 
 
 def churned(
@@ -367,9 +374,9 @@ def churned(
     The time is the noise level, sigma(t) = t and s(t) = 1, whatever D was trained with. S_churn = 0 draws nothing and
     is `probability_flow` with Heun's solver. New noise corrects the errors of earlier steps, at the price of its own.
     x_T: (B, ...), drawn from N(0, I), and scaled here by sigma_0. sigmas: sigma_0 > ... > sigma_N = 0, such as
-    `column.sigmas(N)`. levels: the only noise levels that D knows, if it was trained on some alone (`noise_levels`);
-    then each sigma_i and sigma_hat is the nearest of them.
-    Raises ValueError for S_churn or S_noise below 0, S_tmin > S_tmax, and sigmas that do not fall to 0.
+    `column.sigmas(N)`. levels: the noise levels > 0 that D knows, where it knows only some: then each sigma_i and
+    sigma_hat is the nearest of them. For a DDPM model they are `noise_levels(schedule)[1:]`.
+    Raises ValueError for S_churn or S_noise below 0, S_tmin > S_tmax, sigmas that do not fall to 0, and levels not > 0.
     (E22; Karras et al. 2022, Algorithm 2; levels: appendix C.3.4)
     """
     sigmas = np.asarray(sigmas, np.float64)
@@ -377,6 +384,8 @@ def churned(
         raise ValueError(f"expected sigma_0 > ... > sigma_N = 0 with N >= 2, got {sigmas}")
     if not (0 <= S_churn < math.inf and 0 <= S_noise < math.inf):
         raise ValueError(f"S_churn and S_noise must be at least 0, got {S_churn} and {S_noise}")
+    if levels is not None and not (levels > 0).all():
+        raise ValueError(f"the levels that D knows must be > 0, got {levels.min()}")
     if not S_tmin <= S_tmax:
         raise ValueError(f"S_tmin must not be more than S_tmax, got {S_tmin} and {S_tmax}")
 
@@ -394,9 +403,7 @@ def churned(
         sigma_hat = float(known(sigma + gamma * sigma))
         if sigma_hat > sigma:
             x = x + math.sqrt(sigma_hat**2 - sigma**2) * S_noise * rng.normal_like(x)
-        d = slope(x, sigma_hat)
-        euler = x + (sigma_next - sigma_hat) * d
-        x = euler if sigma_next == 0 else x + (sigma_next - sigma_hat) * (d + slope(euler, sigma_next)) / 2
+        x = _step(slope, x, sigma_hat, sigma_next, "heun")
         yield x
 
 
