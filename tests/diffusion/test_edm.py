@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tinydiff import Rng, Tensor, ops
 from tinydiff.diffusion import (
     Column,
+    Prediction,
     Schedule,
     churned,
     denoiser,
@@ -445,6 +446,16 @@ def test_noise_levels_are_those_of_the_marginal(schedule):
         assert math.isclose(noise_levels(schedule)[t], math.sqrt(1 / alpha_bar - 1), rel_tol=1e-6)
 
 
+def test_ddpm_model_with_no_signal_at_T():
+    """alpha_bar_T = 0: the last noise level is infinite, and D is asked at T - 1 for whatever is large."""
+    schedule, asked = Schedule.cosine(20).zero_terminal_snr(), []
+    levels = noise_levels(schedule)
+    assert np.isinf(levels[20]) and np.isfinite(levels[:20]).all()
+    D = from_ddpm(lambda x_t, t: Prediction(asked.append(t) or x_t, x_t), schedule)
+    x = D(np.ones((1, 2)), 1e9)
+    assert asked == [19] and np.isfinite(x).all()
+
+
 def test_ddpm_model_as_a_denoiser():
     """At each sigma_t the ideal network of Algorithm 1 is the exact D; in between it is asked at the nearest t."""
     schedule, (mean, covariance) = Schedule.linear(100), gaussian_data(3, 0)
@@ -494,6 +505,8 @@ def test_bad_columns():
     for j_0 in (-1, 9):
         with pytest.raises(ValueError, match=rf"0\.\.M-2 = 0\.\.8, got {j_0}"):
             Column.iddpm(Schedule.cosine(10), j_0)
+    with pytest.raises(ValueError, match="with alpha_bar_T = 0 one is infinite"):
+        Column.iddpm(Schedule.cosine(10).zero_terminal_snr(), 0)
     with pytest.raises(ValueError, match="8 noise levels from j_0 = 2 on, got N = 9"):
         Column.iddpm(Schedule.cosine(10), 2).times(9)
     with pytest.raises(ValueError, match="'euler' or 'heun', got 'rk4'"):

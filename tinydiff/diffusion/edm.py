@@ -138,10 +138,14 @@ class Column:
         The paper's j counts down: u_j is the sigma_t of `noise_levels` at t = M - j, and the recursion is the cosine
         schedule's (E7), C_1 = 0.001 its clipping of beta, C_2 = 0.008 its s. So c_noise is t - 1.
         schedule: another of M steps than cosine(1000). j_0: how many of the noisiest levels sampling leaves out.
-        Raises ValueError for j_0 outside 0..M-2, and, when sampling, for more time steps than the M - j_0 levels.
+        Raises ValueError for j_0 outside 0..M-2 or alpha_bar_T = 0, and, when sampling, for N > M - j_0 time steps.
         """
         u = noise_levels(Schedule.cosine(1000) if schedule is None else schedule)[::-1]
         M = len(u) - 1
+        if np.isinf(u[0]):
+            raise ValueError(
+                "this column trains on every noise level of its schedule; with alpha_bar_T = 0 one is infinite"
+            )
         if not 0 <= j_0 <= M - 2:
             raise ValueError(f"j_0 must lie in 0..M-2 = 0..{M - 2}, got {j_0}")
 
@@ -413,9 +417,11 @@ def churned(
 def noise_levels(schedule: Schedule) -> np.ndarray:
     """sigma_t = sqrt((1 - alpha_bar_t)/alpha_bar_t): x_t/sqrt(alpha_bar_t) is x_0 under noise of this size.
 
-    Returns (T+1,) float64, rising from sigma_0 = 0. (E22; Karras et al. 2022, appendix C.3.2)
+    Returns (T+1,) float64, rising from sigma_0 = 0; sigma_T is infinite if alpha_bar_T = 0.
+    (E22; Karras et al. 2022, appendix C.3.2)
     """
-    return np.sqrt(schedule.one_minus_alpha_bar / schedule.alpha_bar)
+    with np.errstate(divide="ignore"):
+        return np.sqrt(schedule.one_minus_alpha_bar / schedule.alpha_bar)
 
 
 def from_ddpm(denoise: Denoise, schedule: Schedule) -> Denoiser:
