@@ -6,9 +6,11 @@ import pytest
 from tests.helpers import assert_close
 from tinydiff import Rng, Tensor, backend
 from tinydiff.diffusion import (
+    Column,
     Schedule,
     bound_term,
     bound_terms,
+    churned,
     classifier_free,
     ddim,
     ddpm,
@@ -17,13 +19,16 @@ from tinydiff.diffusion import (
     draw_t,
     forward_log_density,
     forward_trajectory,
+    from_ddpm,
     heun,
     last,
     log_likelihood,
     min_snr_weight,
     posterior,
+    preconditioned,
     predict,
     prior_term,
+    probability_flow,
     q_sample,
     reverse_log_density,
     reverse_mean,
@@ -31,6 +36,7 @@ from tinydiff.diffusion import (
     target_of,
     trajectory_bound,
 )
+from tinydiff.diffusion.edm import training_pair
 
 SCHEDULE = Schedule.cosine(10)
 FUNCTIONS = {
@@ -51,12 +57,22 @@ FUNCTIONS = {
     "heun": lambda a, b, t: last(heun(identity(), a, SCHEDULE, Rng(0), steps=5)),
     "dpm_solver": lambda a, b, t: last(dpm_solver(identity(), a, SCHEDULE, Rng(0), steps=5)),
     "guidance": lambda a, b, t: classifier_free(lambda x, t: a, lambda x, t: b, 3.0)(a, t),
+    "D of EDM": lambda a, b, t: preconditioned(lambda x, c: x, Column.edm())(a, 0.1 * t),
+    "D of a DDPM model": lambda a, b, t: from_ddpm(identity(), SCHEDULE)(a, 0.5),
+    "target of EDM": lambda a, b, t: training_pair(a, 0.1 * t, b, Column.edm())[2],
+    "probability flow": lambda a, b, t: last(probability_flow(precondition_vp(), a, Column.vp(), 4, "heun")),
+    "no churn": lambda a, b, t: last(churned(precondition_vp(), a, Column.edm().sigmas(4), Rng(0))),
 }
 
 
 def identity():
     """A denoiser whose network hands back what it is given."""
     return denoiser(lambda x_t, t: x_t, SCHEDULE, "v")
+
+
+def precondition_vp():
+    """VP's denoiser whose network hands back what it is given."""
+    return preconditioned(lambda x, c: x, Column.vp())
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -103,6 +119,8 @@ def test_random_sampling_on_a_device(device):
         lambda: last(forward_trajectory(x_T, SCHEDULE, Rng(1))),
         lambda: sum(bound_terms(x_T, identity(), SCHEDULE, Rng(1))),
         lambda: log_likelihood(x_T, identity(), SCHEDULE, Rng(1), 3),
+        lambda: last(churned(precondition_vp(), x_T, Column.edm().sigmas(4), Rng(1), S_churn=2)),
+        lambda: sum(training_pair(x_T, Column.iddpm().draw_sigma(Rng(2), 2), x_T, Column.ve())[::2]),
     ]
     for run in runs:
         x = run()

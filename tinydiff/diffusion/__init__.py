@@ -3,6 +3,15 @@
 The network is any function model(x_t, t); nothing here knows how it is built.
 """
 
+from tinydiff.diffusion.edm import (
+    Column,
+    churned,
+    denoising_loss,
+    from_ddpm,
+    noise_levels,
+    preconditioned,
+    probability_flow,
+)
 from tinydiff.diffusion.elbo import (
     bits_per_dim,
     bound_term,
@@ -49,16 +58,19 @@ from tinydiff.diffusion.samplers import (
 from tinydiff.diffusion.schedule import Schedule, per_sample
 
 __all__ = [
+    "Column",
     "Prediction",
     "Sampling",
     "Schedule",
     "bits_per_dim",
     "bound_term",
     "bound_terms",
+    "churned",
     "classifier_free",
     "ddim",
     "ddpm",
     "denoiser",
+    "denoising_loss",
     "discretised_log_likelihood",
     "dpm_solver",
     "draw_t",
@@ -66,6 +78,7 @@ __all__ = [
     "forward_marginal",
     "forward_step",
     "forward_trajectory",
+    "from_ddpm",
     "gaussian_kl",
     "gaussian_log_likelihood",
     "guided",
@@ -76,10 +89,13 @@ __all__ = [
     "log_likelihood",
     "mean_slope",
     "min_snr_weight",
+    "noise_levels",
     "per_sample",
     "posterior",
+    "preconditioned",
     "predict",
     "prior_term",
+    "probability_flow",
     "q_sample",
     "reverse_log_density",
     "reverse_log_variance",
