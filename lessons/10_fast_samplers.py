@@ -366,8 +366,8 @@ plt.close(figure)
 #
 # Here the second order gains nothing below some fifteen calls, and Heun, which spends two calls on every step, loses.
 # Separate points make the flow bend more sharply than a long step can see, and no method is of any order until its
-# steps are shorter than the bends. That is not a defect of this toy: with the model that `train_mnist.py` trains in four
-# minutes, DDIM and DPM-Solver++ in ten calls come equally close to the flow's end. Measure, on the model you have:
+# steps are shorter than the bends. That is not a defect of this toy: with the model that `train_mnist.py` trains in
+# four minutes, DDIM and DPM-Solver++ in ten calls come equally close to the flow's end. Measure, on the model you have:
 # `python examples/sample.py RUN --sampler dpm --steps 10` draws in this way from yours.
 #
 # ## Exercises

@@ -398,9 +398,9 @@ def test_bad_arguments_of_the_samplers():
         ),
         (Sampling(), lambda d, x, s, rng: ddim(d, x, s, rng, 50)),
         (Sampling("ddim", 7, "leading", eta=0.3), lambda d, x, s, rng: ddim(d, x, s, rng, 7, 0.3, "leading")),
-        (Sampling("heun"), lambda d, x, s, rng: heun(d, x, s, rng, 20)),
+        (Sampling("heun"), lambda d, x, s, rng: heun(d, x, s, rng, 25)),
         (Sampling("heun", 5, "linspace"), lambda d, x, s, rng: heun(d, x, s, rng, 5, "linspace")),
-        (Sampling("dpm"), lambda d, x, s, rng: dpm_solver(d, x, s, rng, 20)),
+        (Sampling("dpm"), lambda d, x, s, rng: dpm_solver(d, x, s, rng, 25)),
         (Sampling("dpm", 5, "leading"), lambda d, x, s, rng: dpm_solver(d, x, s, rng, 5, "leading")),
     ],
 )

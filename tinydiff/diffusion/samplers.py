@@ -330,4 +330,4 @@ SAMPLERS: dict[str, Callable[[Denoise, Array, Schedule, Rng, Sampling], Iterator
 }
 SPACINGS = ("trailing", "leading", "linspace")
 VARIANCES = ("posterior", "beta", "learned")
-USUAL_STEPS = {"ddim": 50, "heun": 20, "dpm": 20}
+USUAL_STEPS = {"ddim": 50, "heun": 25, "dpm": 25}
