@@ -224,7 +224,7 @@ for (top, bottom), (name, (s, steps, color)) in zip(axes.T, runs.items(), strict
     top.axis("off")
     bottom.bar(range(9), counts[-1], color=color)
     bottom.axhline(n / 9, color=GREY, lw=1, ls="--")
-    bottom.set(xticks=range(9), xticklabels=[f"{v:.1f}" for v in paper], xlabel="shade of the paper", ylim=(0, n / 2))
+    bottom.set(xticks=range(9), xticklabels=[f"{v:.1f}" for v in paper], xlabel="shade of the paper", ylim=(0, 0.6 * n))
     bottom.spines[["top", "right"]].set_visible(False)
     print(f"{name:30s}: samples on paper of each shade:", *counts[-1])
 axes[1, 0].set_ylabel(f"of {n} samples")
@@ -280,8 +280,8 @@ plt.close(figure)
 # ![spacing](out/03_spacing.png)
 #
 # "leading" was in the first code of DDIM, and came from there into Stable Diffusion's. It hands pure noise to the
-# network and says that $t = 901$, where there should be some signal: the same flaw in another place. tinydiff takes "trailing"
-# unless told otherwise. "linspace" leaves a smaller last step, which pays when there are many (lesson 10).
+# network and says that $t = 901$, where there should be some signal: the same flaw in another place. tinydiff takes
+# "trailing" unless told otherwise. "linspace" leaves a smaller last step, which pays when there are many (lesson 10).
 #
 # ## Ancestral sampling in fewer steps
 #
