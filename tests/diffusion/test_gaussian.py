@@ -318,3 +318,20 @@ def test_unknown_target():
     for call in (predict, target_of, lambda _, __, *rest: mean_slope(*rest)):
         with pytest.raises(ValueError, match="'eps', 'x0' or 'v', got 'score'"):
             call(x, x, 1, schedule, "score")
+
+
+@pytest.mark.parametrize("t", [10, np.array([1, 10, 4])])
+def test_eps_tells_nothing_at_a_zero_terminal_snr(t):
+    """There every x_0 agrees with x_t = eps; v = -x_0, and x_0 itself, still say all."""
+    zero, x = Schedule.linear(10).zero_terminal_snr(), np.ones((3, 2))
+    for function in (lambda: predict(x, x, t, zero, "eps"), lambda: reverse_mean(x, x, t, zero)):
+        with pytest.raises(ValueError, match=r"eps does not tell x_0 at t = 10.*'v' or 'x0'"):
+            function()
+    assert np.isfinite(predict(x, x, np.array([1, 9, 4]), zero, "eps").x0).all()
+    last = predict(0.3 * x, x, 10, zero, "v")
+    np.testing.assert_allclose(last.x0, -0.3 * x)
+    np.testing.assert_allclose(last.eps, x)
+    np.testing.assert_allclose(predict(0.3 * x, x, 10, zero, "x0").eps, x)
+    mean, variance = posterior(x, 0.3 * x, 10, zero)
+    np.testing.assert_allclose(mean, math.sqrt(zero.alpha_bar[9]) * 0.3 * x)
+    np.testing.assert_allclose(variance, 1 - zero.alpha_bar[9])

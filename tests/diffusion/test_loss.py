@@ -192,3 +192,11 @@ def test_bad_input():
         min_snr_weight(1, schedule, target="score")
     with pytest.raises(ValueError, match="gamma must be > 0, got 0"):
         min_snr_weight(1, schedule, gamma=0)
+
+
+def test_min_snr_weight_at_a_zero_terminal_snr():
+    """min(SNR, gamma)/SNR tends to 1 as SNR falls to 0; an error in x_0 counts for nothing there."""
+    zero = Schedule.linear(10).zero_terminal_snr()
+    with np.errstate(all="raise"):
+        weights = {target: min_snr_weight(10, zero, target=target) for target in TARGETS}
+    assert weights == {"eps": 1, "x0": 0, "v": 0}

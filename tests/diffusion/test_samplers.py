@@ -103,16 +103,16 @@ def test_calls_of_the_network(sampler, calls):
 
 
 @PROPERTY
-@given(schedules(min_T=2), st.integers(0, 1000), st.sampled_from(SPACINGS), st.sampled_from(list(ALL)), st.data())
-def test_no_sampler_divides_by_a_zero_terminal_snr(schedule, seed, spacing, sampler, data):
+@given(schedules(min_T=2), st.integers(0, 1000), st.sampled_from(SPACINGS), st.booleans())
+def test_no_sampler_divides_by_a_zero_terminal_snr(schedule, seed, spacing, clip):
     """Lin et al. 2023: with alpha_bar_T = 0, from a network that predicts v, in float32; a warning is an error."""
     zero = schedule.zero_terminal_snr()
-    steps = data.draw(st.integers(1, zero.T))
     x_T = Rng(seed).normal((3, 2))
-    denoise = denoiser(lambda x_t, t: np.sin(x_t), zero, "v", clip=data.draw(st.booleans()))
-    with np.errstate(all="raise", under="ignore"):
-        for state in ALL[sampler](denoise, x_T, zero, Rng(seed), steps, spacing):
-            assert np.isfinite(state).all() and state.dtype == np.float32
+    denoise = denoiser(lambda x_t, t: np.sin(x_t), zero, "v", clip=clip)
+    for sampler, steps in itertools.product(ALL.values(), {1, 2, zero.T}):
+        with np.errstate(all="raise", under="ignore"):
+            for state in sampler(denoise, x_T, zero, Rng(seed), steps, spacing):
+                assert np.isfinite(state).all() and state.dtype == np.float32
 
 
 @pytest.mark.parametrize("sampler", ALL)
@@ -398,9 +398,9 @@ def test_bad_arguments_of_the_samplers():
         ),
         (Sampling(), lambda d, x, s, rng: ddim(d, x, s, rng, 50)),
         (Sampling("ddim", 7, "leading", eta=0.3), lambda d, x, s, rng: ddim(d, x, s, rng, 7, 0.3, "leading")),
-        (Sampling("heun"), lambda d, x, s, rng: heun(d, x, s, rng, 20)),
+        (Sampling("heun"), lambda d, x, s, rng: heun(d, x, s, rng, 25)),
         (Sampling("heun", 5, "linspace"), lambda d, x, s, rng: heun(d, x, s, rng, 5, "linspace")),
-        (Sampling("dpm"), lambda d, x, s, rng: dpm_solver(d, x, s, rng, 20)),
+        (Sampling("dpm"), lambda d, x, s, rng: dpm_solver(d, x, s, rng, 25)),
         (Sampling("dpm", 5, "leading"), lambda d, x, s, rng: dpm_solver(d, x, s, rng, 5, "leading")),
     ],
 )

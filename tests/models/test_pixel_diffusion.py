@@ -204,7 +204,7 @@ def test_guidance_with_a_learned_variance(sampler):
         (Sampling("ddim", 7, eta=0.5), 7),
         (Sampling("ddpm"), 50),
         (Sampling("ddpm", 9, variance="beta", spacing="linspace"), 9),
-        (Sampling("heun"), 20),
+        (Sampling("heun"), 25),
         (Sampling("dpm", 8, "leading", clip=False), 8),
     ],
 )

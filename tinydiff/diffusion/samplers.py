@@ -10,8 +10,8 @@ arguments raise at the first state.
     heun         2 N - 1                              2        no
     dpm_solver   N                                    2        no
 
-Order: halving the steps' size divides the error along the probability flow by 2 to that power. None of them divides
-by sqrt(alpha_bar_T), which `Schedule.zero_terminal_snr` makes 0.
+Order: twice the steps divide the distance from the end of the probability flow by 2 to that power, once the steps are
+shorter than the flow's bends. None of them divides by sqrt(alpha_bar_T), which `Schedule.zero_terminal_snr` makes 0.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def ddim(
         sigma = eta sqrt((1 - alpha_bar_s)/(1 - alpha_bar_t)) sqrt(1 - alpha_bar_t/alpha_bar_s)
 
     where x_0 and eps are denoised from x_t, and s < t is the next time. eta = 0 draws no noise: x_T alone decides
-    the sample. eta = 1 with all T steps is `ddpm` with the posterior variance.
+    the sample. eta = 1 is `ddpm` with the posterior variance, in the same steps. Calls the network once a step.
     x_T: (B, ...), drawn from N(0, I). steps, spacing: the times visited, see `timesteps`.
     Raises ValueError for eta outside [0, 1], and for bad steps or spacing. (Song et al. 2021, eq. 12 and 16)
     """
@@ -277,6 +277,18 @@ def reverse_log_density(
 # ------------------------------------------------------------------------------------ choosing among them
 
 
+SAMPLERS: dict[str, Callable[[Denoise, Array, Schedule, Rng, Sampling], Iterator[Array]]] = {
+    "ddpm": lambda d, x_T, s, rng, how: ddpm(d, x_T, s, rng, how.variance, how.steps_of(s.T), how.spacing),
+    "ddim": lambda d, x_T, s, rng, how: ddim(d, x_T, s, rng, how.steps_of(s.T), how.eta, how.spacing),
+    "heun": lambda d, x_T, s, rng, how: heun(d, x_T, s, rng, how.steps_of(s.T), how.spacing),
+    "dpm": lambda d, x_T, s, rng, how: dpm_solver(d, x_T, s, rng, how.steps_of(s.T), how.spacing),
+}
+SPACINGS = ("trailing", "leading", "linspace")
+VARIANCES = ("posterior", "beta", "learned")
+USUAL_STEPS = {"ddim": 50, "heun": 25, "dpm": 25}
+"""In how many steps a sampler is run that nobody told; "ddpm" takes all T."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a trained model draws: which sampler, along which times, and the choices that one sampler alone has.
@@ -320,14 +332,3 @@ class Sampling:
     def states(self, denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng) -> Iterator[Array]:
         """The states that the chosen sampler yields, after each of `steps_of(schedule.T)` steps."""
         return SAMPLERS[self.sampler](denoise, x_T, schedule, rng, self)
-
-
-SAMPLERS: dict[str, Callable[[Denoise, Array, Schedule, Rng, Sampling], Iterator[Array]]] = {
-    "ddpm": lambda d, x_T, s, rng, how: ddpm(d, x_T, s, rng, how.variance, how.steps_of(s.T), how.spacing),
-    "ddim": lambda d, x_T, s, rng, how: ddim(d, x_T, s, rng, how.steps_of(s.T), how.eta, how.spacing),
-    "heun": lambda d, x_T, s, rng, how: heun(d, x_T, s, rng, how.steps_of(s.T), how.spacing),
-    "dpm": lambda d, x_T, s, rng, how: dpm_solver(d, x_T, s, rng, how.steps_of(s.T), how.spacing),
-}
-SPACINGS = ("trailing", "leading", "linspace")
-VARIANCES = ("posterior", "beta", "learned")
-USUAL_STEPS = {"ddim": 50, "heun": 20, "dpm": 20}
