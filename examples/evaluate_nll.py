@@ -12,9 +12,10 @@ can store them in -log2 p_theta(x_0) bits; the terms of the bound add up to at l
     L_t-1    KL(q(x_{t-1} | x_t, x_0) to p_theta(x_{t-1} | x_t)), summed over t = 2..T
     L_0      -log p_theta(x_0 | x_1), the bits that the last step leaves
 
-The variance of the reverse steps is what the model learned (E13), or else both of the fixed choices are measured. With
---every K one t is drawn from each K neighbouring ones, anew for each batch, and counts K times, which is right on
-average; the first K are all measured. The ± is one standard error, which takes in the choice of images, t and noise.
+There is a line for each variance of the reverse steps: the learned one, if the model has learned one, and the two that
+need no learning (E13). With --every K one t is drawn from each K neighbouring ones, anew for each batch, and counts K
+times, which is right on average; the first K are all measured. The ± is one standard error, which takes in the choice
+of images, t and noise.
 
 Good-looking digits and few bits are two things. Most bits are lost in the first steps, which change nothing that an
 eye would see: a model trained with --target x0 and --weighting min-snr, which does not care for them, may need more
@@ -54,8 +55,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         metavar="WHICH",
-        help="whose test images: embedded, full, fashion, or a folder of IDX files (default: of the data that the "
-        "model was trained on; from other data it may have seen them)",
+        help="whose test images: embedded, full, fashion, or a folder of IDX files (default: of what the model was "
+        "trained on, or full if its file does not say; other images it may have seen)",
     )
     parser.add_argument("--n", type=int, default=500, metavar="N", help="how many images (default: %(default)s)")
     parser.add_argument(
@@ -103,13 +104,13 @@ def main() -> None:
     _, meta = checkpoint.load(file, PixelDiffusion.kind)
     out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "bits.png"
     cli.check_writable(out)
-    data = options.data or meta["about"]["data"]
+    data = options.data or meta.get("about", {}).get("data", "full")
     digits = some(mnist.load(data, "test"), options.n, Rng(options.seed).at(0))
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
         model = PixelDiffusion.load(file)
         with_labels = _with_labels(model, options.labels)
         check_fits(model, digits)
-        variances = ["learned"] if model.config.learned_variance else ["posterior", "beta"]
+        variances = [*["learned"] * model.config.learned_variance, "posterior", "beta"]
         batches: dict[str, list[Measured]] = {variance: [] for variance in variances}
         stopped = False
         try:
@@ -128,7 +129,7 @@ def main() -> None:
     if stopped:
         raise KeyboardInterrupt(f"stopped after {n} of {len(digits)} images")
     if options.every > 1:
-        print(f"all steps: {cli.command(__file__, options.run, '--every', 1)}")
+        print(f"with all steps:\n  {cli.command(__file__, options.run, '--data', data, '--every', 1)}")
 
 
 def some(digits: Digits, n: int, rng: Rng) -> Digits:
