@@ -15,9 +15,16 @@ from tinydiff.diffusion.schedule import Schedule, lookup, per_sample
 from tinydiff.rng import Rng
 
 
-def draw_t(rng: Rng, n: int, T: int) -> np.ndarray:
-    """Draw n times uniformly from 1..T: line 3 of Algorithm 1. Returns (n,) int64 on the host. (E18)"""
-    return backend.to_numpy(rng.integers(1, T + 1, (n,)))
+def draw_t(rng: Rng, n: int, T: int, stratified: bool = False) -> np.ndarray:
+    """Draw n times uniformly from 1..T: line 3 of Algorithm 1. Returns (n,) int64 on the host.
+
+    stratified: cut 1..T into n equal parts and draw one time from each, in rising order: over many batches every time
+    comes equally often, as without, but there is less chance in each batch. (E18)
+    """
+    if not stratified:
+        return backend.to_numpy(rng.integers(1, T + 1, (n,)))
+    within = backend.to_numpy(rng.uniform((n,), np.float64))
+    return np.minimum(1 + (T * (np.arange(n) + within) / n).astype(np.int64), T)  # the sum may round up to n
 
 
 def simple_loss(

@@ -164,7 +164,7 @@ class PixelDiffusion(Module):
         """
         target = self.config.target
         label = self._hide_some(self._checked(label, len(x_0)), rng.at(2))
-        t = self._times(rng.at(0), len(x_0))
+        t = draw_t(rng.at(0), len(x_0), self.schedule.T, self.config.stratified)
         eps = rng.at(1).normal_like(x_0)
         x_t, wanted = q_sample(x_0, t, eps, self.schedule), target_of(x_0, eps, t, self.schedule, target)
         weight = None
@@ -254,14 +254,6 @@ class PixelDiffusion(Module):
         if wrong := [i for i in label.tolist() if not 0 <= i < classes]:
             raise ValueError(f"a label must be in 0..{classes - 1}, got {wrong[0]}")
         return label
-
-    def _times(self, rng: Rng, n: int) -> np.ndarray:
-        """n times drawn uniformly from 1..T, int64 on the host."""
-        T = self.schedule.T
-        if not self.config.stratified:
-            return draw_t(rng, n, T)
-        within = to_numpy(rng.uniform((n,), np.float64))
-        return np.minimum(1 + (T * (np.arange(n) + within) / n).astype(np.int64), T)  # the sum may round up to n
 
     def _hide_some(self, label: np.ndarray | None, rng: Rng) -> np.ndarray | None:
         """Replace a share of the labels by -1, no label, so that the model learns to do without (E35)."""
