@@ -45,7 +45,7 @@ class BinomialDiffusionConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """The configuration that dataclasses.asdict turned into these fields, tuples having become lists in JSON."""
-        unet = {name: tuple(value) if isinstance(value, list) else value for name, value in fields["unet"].items()}
+        unet: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["unet"].items()}
         return cls(UNetConfig(**unet), tuple(fields["size"]), fields["T"])
 
 
@@ -88,7 +88,7 @@ class BinomialDiffusion(Module):
         """
         return self.loss_of(*self.draw(x_0, rng), rng=rng.at(2))
 
-    def draw(self, x_0: Array, rng: Rng) -> tuple[Array, ...]:
+    def draw(self, x_0: Array, rng: Rng) -> tuple[Array, Array, Array, Array, Array]:
         """All that `loss` draws and looks up, the arguments of `loss_of`, on x_0's device; raises the same."""
         t = draw_t(rng.at(0), len(x_0), self.schedule.T, stratified=True)
         x_t = binomial.q_sample(x_0, t, self.schedule, rng.at(1))
