@@ -47,44 +47,35 @@ MEASURED = 200
 class Recipe:
     """Everything that decides what a run computes.
 
-    shift: move each training image by up to this many pixels. timesteps: the T of diffusion. base, multipliers, blocks,
-    attention, patch: the sizes of the U-Net, see UNetConfig; a sequence is an image of height 1. The other fields are
-    those of TrainSettings.
+    shift: move each training image by up to this many pixels. timesteps: the T of diffusion. base: width of the
+    network, of the U-Net's first level, or of the BitNetwork's layers for sequences. The rest is as in TrainSettings.
     """
 
     data: str
     steps: int
     batch_size: int
-    lr: float
     base: int
-    multipliers: tuple[int, ...]
-    attention: tuple[int, ...]
-    patch: int
-    shift: int
-    blocks: int = 1
+    lr: float = 3e-3
+    shift: int = 0
     timesteps: int = 200
     warmup: int = 100
     ema_decay: float = 0.995
     seed: int = 0
 
     def model(self, size: tuple[int, int]) -> BinomialDiffusionConfig:
-        """The model of images of this size."""
-        unet = UNetConfig(
-            base=self.base,
-            multipliers=self.multipliers,
-            blocks=self.blocks,
-            attention=self.attention,
-            patch=self.patch,
-        )
-        return BinomialDiffusionConfig(unet, size, self.timesteps)
+        """The model of images of this size; a sequence is an image of height 1."""
+        if size[0] == 1:
+            return BinomialDiffusionConfig(size, width=self.base, T=self.timesteps)
+        unet = UNetConfig(base=self.base, multipliers=(1, 2), blocks=1, attention=(), patch=2)
+        return BinomialDiffusionConfig(size, unet, T=self.timesteps)
 
     def settings(self) -> TrainSettings:
         """How to train it."""
         return TrainSettings(self.steps, self.lr, warmup=self.warmup, betas=(0.9, 0.99), ema_decay=self.ema_decay)
 
 
-HEARTBEAT = Recipe("heartbeat", 1000, 64, 5e-3, base=16, multipliers=(1,), attention=(0,), patch=1, shift=0)
-IMAGES = Recipe("embedded", 1500, 64, 3e-3, base=32, multipliers=(1, 2), attention=(), patch=2, shift=1)
+HEARTBEAT = Recipe("heartbeat", steps=2000, batch_size=128, base=256)
+IMAGES = Recipe("embedded", steps=1500, batch_size=64, base=32, shift=1)
 
 
 def load(data: str, split: str) -> np.ndarray:
@@ -107,7 +98,7 @@ def parse() -> argparse.Namespace:
         ("--batch-size", int, "N", "samples a step"),
         ("--lr", float, "LR", "peak learning rate"),
         ("--timesteps", int, "T", "the number of diffusion steps"),
-        ("--base", int, "N", "width of the U-Net's first level"),
+        ("--base", int, "N", "width of the network"),
         ("--seed", int, "N", "equal seeds give equal bits"),
     ):
         heartbeat, images = (getattr(recipe, flag[2:].replace("-", "_")) for recipe in (HEARTBEAT, IMAGES))
@@ -148,8 +139,7 @@ def main() -> None:
                 raise ValueError(f"a resumed run keeps its own settings: leave out {flags}, or start a new run")
             folder = pathlib.Path(options.resume or cli.latest_folder("runs/binomial"))
             arrays, meta = checkpoint.load(folder, BinomialDiffusion.kind)
-            lists = {name: tuple(meta["about"][name]) for name in ("multipliers", "attention")}
-            run(Recipe(**meta["about"] | lists), folder, options, (arrays, meta))
+            run(Recipe(**meta["about"]), folder, options, (arrays, meta))
 
 
 def run(

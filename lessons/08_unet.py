@@ -114,8 +114,8 @@ print(f"{unet.count_parameters():,} parameters, {sum(row[5] for row in table) / 
 
 # %% [markdown]
 # Read the last two columns against each other. A 3 x 3 convolution from $C$ to $C'$ channels has $9CC'$ weights, and
-# uses each of them once *for each pixel*. Halving the image and doubling the channels makes the parameters four times as
-# many and leaves the work as it was. So the parameters sit at the bottom, and the work is everywhere.
+# uses each of them once *for each pixel*. Halving the image and doubling the channels makes the parameters four times
+# as many and leaves the work as it was. So the parameters sit at the bottom, and the work is everywhere.
 
 # %%
 sizes = [28, 14, 7]
@@ -156,13 +156,13 @@ emb = unet.time(np.array([10, 900]))
 assert np.allclose(block(features, emb).data, features.data)  # an untrained block is its skip
 
 # %% [markdown]
-# **Time embedding** $e_t$. One number $t$ between 1 and 1000 is a poor input: the first layer would have to read $t = 499$
-# and $t = 500$ apart and yet alike. As sines and cosines of $t$ at many frequencies,
+# **Time embedding** $e_t$. One number $t$ between 1 and 1000 is a poor input: the first layer would have to read $t =
+# 499$ and $t = 500$ apart and yet alike. As sines and cosines of $t$ at many frequencies,
 #
 # $$\big[\sin(\omega_i t),\ \cos(\omega_i t)\big], \qquad \omega_i = 10000^{-i/(C/2)},$$
 #
-# near times have near vectors (right), and the fast waves still tell neighbours apart. Two small layers follow, and each
-# block adds its own linear map of the result to all pixels.
+# near times have near vectors (right), and the fast waves still tell neighbours apart. Two small layers follow, and
+# each block adds its own linear map of the result to all pixels.
 
 # %%
 waves = nn.sinusoidal(np.arange(1, 1001), 64)
@@ -220,10 +220,11 @@ assert np.mean(views["one level"] > 0) < np.mean(views["three levels"] > 0)
 # %% [markdown]
 # ![receptive fields](out/08_sight.png)
 #
-# A 3 x 3 convolution sees one pixel further, at the bottom of the U that is four pixels of the image. **Attention** sees
-# everything at once: each place asks all others, $\mathrm{softmax}(QK^\top/\sqrt d)\,V$. With $N$ places that costs
-# $N^2$, which is why only the small images at the bottom have it: 49 places there, 784 at the top, 256 times the work.
-# (GroupNorm lets a faint light in from everywhere, too: its mean is over the whole image. The share counts it.)
+# A 3 x 3 convolution sees one pixel further, at the bottom of the U that is four pixels of the image. **Attention**
+# sees everything at once: each place asks all others, $\mathrm{softmax}(QK^\top/\sqrt d)\,V$. With $N$ places that
+# costs $N^2$, which is why only the small images at the bottom have it: 49 places there, 784 at the top, 256 times
+# the work. (GroupNorm lets a faint light in from everywhere, too: its mean is over the whole image. The share counts
+# it.)
 #
 # ## Without the skips
 #
@@ -291,8 +292,8 @@ if not QUICK:
 # ![with and without skips](out/08_skips.png)
 #
 # The noise has a value of its own in each of 784 pixels. Through the 7 x 7 places of the bottom only what is smooth
-# comes back up, and the noise of a pixel is as far from smooth as can be. The skips carry it past the bottom; the bottom
-# is left to say what the digit is.
+# comes back up, and the noise of a pixel is as far from smooth as can be. The skips carry it past the bottom; the
+# bottom is left to say what the digit is.
 #
 # ## Inside a trained network
 #

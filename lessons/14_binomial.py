@@ -26,12 +26,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from tinydiff import Rng, Tensor, nn, no_grad, ops, optim
+from tinydiff import Rng, Tensor, no_grad, optim
 from tinydiff.data import mnist
 from tinydiff.data.heartbeat import heartbeats
 from tinydiff.diffusion import binomial, draw_t
 from tinydiff.diffusion.binomial import BinomialSchedule
 from tinydiff.image import grid
+from tinydiff.models.binomial_diffusion import BitNetwork
 
 QUICK = "TINYDIFF_QUICK" in os.environ  # fewer steps and samples, for the test suite
 OUT = pathlib.Path(__file__).resolve().parent / "out"
@@ -183,33 +184,25 @@ beats = heartbeats()  # (5, 20)
 TRUTH, STEPS, BATCH = math.log2(5), 60 if QUICK else 2000, 128
 
 
-class Network(nn.Module):
-    """x_t (B, 20), t (B,) -> log-odds (B, 20)."""
-
-    def __init__(self, rng, width=128):
-        self.time = nn.TimeEmbedding(32, width, rng.at(0))
-        self.first, self.second = nn.Linear(20, width, rng.at(1)), nn.Linear(width, width, rng.at(2))
-        self.out = nn.Linear(width, 20, rng.at(3), zero=True)
-
-    def __call__(self, x_t, t):
-        h = ops.silu(self.first(Tensor(2 * x_t - 1)) + self.time(t * (1000 / T)))
-        return self.out(ops.silu(self.second(h)))
+def log_odds_of(network, x_t, t):
+    """The network sees bits as -1 and 1, and the time on a scale of a thousand."""
+    return network(Tensor(2 * x_t - 1), t * (1000 / T))
 
 
 def by_x_0(network, x_0, x_t, t):
     """KL(q(x_{t-1} | x_t, x_0) to the posterior at the network's guess), for each bit."""
-    return binomial.reverse_kl(network(x_t, t), x_0, *binomial.evidence(x_t, t, schedule))
+    return binomial.reverse_kl(log_odds_of(network, x_t, t), x_0, *binomial.evidence(x_t, t, schedule))
 
 
 def directly(network, x_0, x_t, t):
     """KL(q(x_{t-1} | x_t, x_0) to Bernoulli(the network's output))."""
-    log_odds, q = network(x_t, t), binomial.posterior(x_t, x_0, t, schedule)
+    log_odds, q = log_odds_of(network, x_t, t), binomial.posterior(x_t, x_0, t, schedule)
     return binomial.bernoulli_kl(q, binomial.probability(log_odds), binomial.probability(-log_odds))
 
 
 def train(kl):
     """Algorithm 1 with coins (E18): the network, and the bound at each step in bits a sequence."""
-    network, bits = Network(Rng(0)), []
+    network, bits = BitNetwork(20, 128, Rng(0)), []
     adam = optim.AdamW(network.parameters(), betas=(0.9, 0.99))
     for step in range(1, STEPS + 1):
         rng = Rng(1).at(step)
@@ -234,11 +227,11 @@ _, bits_directly = train(directly)
 def denoise(x_t, t):
     """The trained network as the samplers take it."""
     with no_grad():
-        return network(x_t, np.full(len(x_t), t)).data
+        return log_odds_of(network, x_t, np.full(len(x_t), t)).data
 
 
 many = beats[Rng(2).integers(0, 5, (50 if QUICK else 1000,))]
-terms = binomial.bound(denoise, many, schedule, Rng(3)) / math.log(2)  # (T+1, B), in bits
+terms = binomial.bound(many, denoise, schedule, Rng(3)) / math.log(2)  # (T+1, B), in bits
 total = terms.sum(axis=0)
 error = total.std() / math.sqrt(len(total))
 print(f"the bound after {STEPS} steps: {total.mean():.3f} ± {error:.3f} bits a sequence; log2 5 = {TRUTH:.3f}")
@@ -295,7 +288,7 @@ lengths = [3, 5, 10, 20] if QUICK else [3, 5, 10, 20, 50, 100, 200, 500]
 ideal, edge = [], []
 for steps in lengths:
     s = BinomialSchedule.even(steps)
-    raw = binomial.bound(perfect(s), many.astype(np.float64), s, Rng(4))
+    raw = binomial.bound(many.astype(np.float64), perfect(s), s, Rng(4))
     ideal.append(raw.sum(axis=0).mean() / math.log(2))
     edge.append(-binomial.bound_of_2015(raw, 20, s).mean() / math.log(2))
     print(f"T = {steps:3}: {ideal[-1]:6.3f} bits, and {edge[-1]:6.3f} by eq. 14 with its untrained last step")
@@ -367,10 +360,10 @@ counts = [1, 3, 10, 30] if QUICK else [1, 3, 10, 30, 100, 300, 1000]
 x_0 = np.repeat(beats.astype(np.float64), 4 if QUICK else 40, axis=0)
 estimates = []
 for k in counts:
-    each = -binomial.log_likelihood(perfect(five), x_0, five, Rng(7), trajectories=k) / math.log(2)
+    each = -binomial.log_likelihood(x_0, perfect(five), five, Rng(7), trajectories=k) / math.log(2)
     estimates.append((each.mean(), *np.percentile(each, (10, 90))))
 middle, low, high = np.array(estimates).T
-bound_of_five = binomial.bound(perfect(five), np.repeat(x_0, 20, axis=0), five, Rng(8)).sum(axis=0).mean() / math.log(2)
+bound_of_five = binomial.bound(np.repeat(x_0, 20, axis=0), perfect(five), five, Rng(8)).sum(axis=0).mean() / math.log(2)
 print(f"T = 5: bound {bound_of_five:.2f} bits, {counts[-1]} trajectories say {middle[-1]:.2f}")
 
 figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")

@@ -119,7 +119,7 @@ def test_refused(call, tmp_path, monkeypatch):
         (TRAIN, (*new, "--lr", -1), "got"),
         (TRAIN, (*new, "--batch-size", 0), "got 0"),
         (TRAIN, (*new, "--batch-size", 1001), "got 1001"),
-        (TRAIN, (*new, "--base", 12), "must divide"),
+        (TRAIN, (*new, "--data", "embedded", "--base", 12), "must divide"),
         (TRAIN, (*new, "--seed", -1), "got -1"),
         (TRAIN, (*new, "--sample-every", -1), "at least 0, got -1"),
         (TRAIN, (*TOY[2:], "--out", "new", "--minutes", -1), "more than 0, got -1"),

@@ -226,14 +226,14 @@ def test_bound_and_likelihood_against_all_trajectories(x_0):
     e10 = sum(q * (math.log(q) - math.log(p)) for q, p in every)
     likelihood = sum(p for _, p in every)
     many = np.broadcast_to(np.array(x_0, float), (N, 2))
-    total = binomial.bound(toy, many, SHORT, Rng(0)).sum(axis=0)
+    total = binomial.bound(many, toy, SHORT, Rng(0)).sum(axis=0)
     assert total.shape == (N,)
     within(total.mean(), e10, total.std() / math.sqrt(N))
     assert e10 > -math.log(likelihood)
 
-    weights = np.exp(binomial.log_likelihood(toy, many, SHORT, Rng(1), trajectories=1))
+    weights = np.exp(binomial.log_likelihood(many, toy, SHORT, Rng(1), trajectories=1))
     within(weights.mean(), likelihood, weights.std() / math.sqrt(N))
-    estimate = binomial.log_likelihood(toy, many[:1], SHORT, Rng(2), trajectories=500)
+    estimate = binomial.log_likelihood(many[:1], toy, SHORT, Rng(2), trajectories=500)
     within(estimate, math.log(likelihood), weights.std() / likelihood / math.sqrt(500))
 
 
@@ -252,8 +252,8 @@ def test_samples_have_the_likelihood():
 def test_the_bound_of_2015_has_a_last_step_that_is_not_trained(schedule):
     """App. B.2: p(x_0 | x_1) = q(x_1 | x_0), which is the reverse step of a network that says nothing at t = 1."""
     x_0 = np.random.default_rng(0).integers(0, 2, (N, 2)).astype(float)
-    K = binomial.bound_of_2015(binomial.bound(toy, x_0, schedule, Rng(0)), 2, schedule)
-    total = binomial.bound(lambda x, t: toy(x, t) * (t > 1), x_0, schedule, Rng(0)).sum(axis=0)
+    K = binomial.bound_of_2015(binomial.bound(x_0, toy, schedule, Rng(0)), 2, schedule)
+    total = binomial.bound(x_0, lambda x, t: toy(x, t) * (t > 1), schedule, Rng(0)).sum(axis=0)
     assert K.shape == (N,)
     within(K.mean(), -total.mean(), total.std() / math.sqrt(N))
 
@@ -282,7 +282,7 @@ def test_the_bound_of_the_heartbeat_approaches_its_entropy():
     bits = {}
     for T in (5, 20, 100):
         schedule = BinomialSchedule.even(T)
-        total = binomial.bound(ideal(schedule), x_0, schedule, Rng(1)).sum(axis=0) / math.log(2)
+        total = binomial.bound(x_0, ideal(schedule), schedule, Rng(1)).sum(axis=0) / math.log(2)
         bits[T] = total.mean()
         assert bits[T] > math.log2(5) - 4 * total.std() / 20
     assert bits[5] > bits[20] + 0.5 > bits[100] + 0.6 and bits[100] < math.log2(5) + 0.1
@@ -330,8 +330,8 @@ def test_sampling_and_bounds_on_a_device(device):
         assert backend.device_of(x) == backend.device() and x.dtype == np.float32
         assert_close(run(), backend.to_numpy(x))
     for values in (
-        binomial.bound(lambda x, t: x - 0.5, x_0, schedule, Rng(2)),
-        binomial.log_likelihood(lambda x, t: x - 0.5, x_0, schedule, Rng(2), trajectories=2),
+        binomial.bound(x_0, lambda x, t: x - 0.5, schedule, Rng(2)),
+        binomial.log_likelihood(x_0, lambda x, t: x - 0.5, schedule, Rng(2), trajectories=2),
     ):
         assert type(values) is np.ndarray and values.dtype == np.float64 and np.isfinite(values).all()
 
@@ -347,9 +347,9 @@ def test_sampling_and_bounds_on_a_device(device):
         (lambda: BinomialSchedule(np.array([0.1, 0.5])), "beta must be"),
         (lambda: binomial.q_sample(np.array([[-1.0, 1.0]]), 1, SHORT, Rng(0)), "0 or 1, got values from -1 to 1"),
         (lambda: binomial.forward_step(np.array([[0.5]]), 1, SHORT, Rng(0)), "0 or 1, got values from 0.5 to 0.5"),
-        (lambda: binomial.bound(toy, np.array([[0.5, 2]]), SHORT, Rng(0)), "0 or 1, got values from 0.5 to 2"),
+        (lambda: binomial.bound(np.array([[0.5, 2]]), toy, SHORT, Rng(0)), "0 or 1, got values from 0.5 to 2"),
         (lambda: binomial.posterior(np.ones((1, 2)), np.ones((1, 2)), 4, SHORT), r"1\.\.3 .*got 4"),
-        (lambda: binomial.log_likelihood(toy, np.ones((1, 2)), SHORT, Rng(0), trajectories=0), "1 trajectory, got 0"),
+        (lambda: binomial.log_likelihood(np.ones((1, 2)), toy, SHORT, Rng(0), trajectories=0), "1 trajectory, got 0"),
     ],
 )
 def test_refused(make, words):

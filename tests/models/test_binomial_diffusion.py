@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from tests.helpers import assert_close
-from tinydiff import Rng, Tensor, backend, checkpoint
+from tinydiff import Rng, Tensor, backend, checkpoint, optim
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.models import BinomialDiffusion, BinomialDiffusionConfig
 from tinydiff.nn import Module, UNetConfig
 from tinydiff.train import Training, TrainSettings, train
 
 UNET = UNetConfig(base=8, multipliers=(1, 2), blocks=1, attention=(), groups=4)
-CONFIG = BinomialDiffusionConfig(UNET, size=(4, 6), T=20)
+CONFIG = BinomialDiffusionConfig((4, 6), UNET, T=20)
+SEQUENCE = BinomialDiffusionConfig((1, 10), width=8, T=20)
 
 
 class Stub(Module):
@@ -31,7 +32,7 @@ class Stub(Module):
 
 def stubbed(answer=lambda x, t: 0.7 * x):
     model = BinomialDiffusion(CONFIG, Rng(0))
-    model.unet = Stub(answer)
+    model.network = Stub(answer)
     return model
 
 
@@ -43,7 +44,7 @@ def test_loss_is_one_draw_of_the_bound():
     """In bits for each bit; the network is shown -1 and 1, and told t on a scale on which T is 1000."""
     model, x_0 = stubbed(), bits(2000)
     loss = model.loss(x_0, Rng(2)).item()
-    [(x_t, t)] = model.unet.asked
+    [(x_t, t)] = model.network.asked
     assert set(np.unique(x_t)) == {-1, 1} and set(np.unique(t)) == {50 * i for i in range(1, 21)}
     kept = ((x_t + 1) / 2 == x_0).mean(
         axis=(1, 2, 3)
@@ -89,7 +90,7 @@ def test_fewer_steps_visit_the_times_between():
     """The network is told t/T of the way, whatever the number of steps, and x_t is as noisy as it saw in training."""
     model = stubbed()
     list(model.sample(2, Rng(0), steps=4))
-    assert [t.tolist() for _, t in model.unet.asked] == [[t, t] for t in (1000, 750, 500, 250)]
+    assert [t.tolist() for _, t in model.network.asked] == [[t, t] for t in (1000, 750, 500, 250)]
     _, coarse = model.coarser(4)
     np.testing.assert_allclose(coarse.alpha_bar, model.schedule.alpha_bar[::5], atol=1e-12)
 
@@ -100,15 +101,17 @@ def test_one_seed_is_one_noise():
     assert np.array_equal(starts[0], starts[1]) and not np.array_equal(starts[0], starts[2])
 
 
-def test_loss_on_a_device(device):
-    model = BinomialDiffusion(CONFIG, Rng(0)).to(np.float32)
-    drawn = model.draw(backend.to_device(bits(4)), Rng(1))
+@pytest.mark.parametrize("config", [CONFIG, SEQUENCE], ids=["images", "sequences"])
+def test_loss_on_a_device(device, config):
+    model = BinomialDiffusion(config, Rng(0))
+    x_0 = np.random.default_rng(1).integers(0, 2, (4, *config.size, 1)).astype(np.float32)
+    drawn = model.draw(backend.to_device(x_0), Rng(1))
     assert {backend.device_of(a) for a in drawn} == {backend.device()}
     loss = model.loss_of(*drawn)
     loss.backward()
     assert np.isfinite(loss.item())
     assert math.isclose(loss.item(), model.loss_of(*drawn).item(), rel_tol=1e-6)
-    assert all(p.grad is not None for p in model.unet.conv_out.parameters().values())
+    assert all(p.grad is not None for p in model.parameters().values())
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,7 @@ def test_loss_on_a_device(device):
         (lambda: stubbed().bound(bits(1), Rng(0), steps=21), r"1\.\.20.*got 21"),
         (lambda: stubbed().loss(2 * bits(2) - 1, Rng(0)), "0 or 1, got values from -1 to 1"),
         (lambda: dataclasses.replace(CONFIG, T=0), "T=0"),
+        (lambda: dataclasses.replace(SEQUENCE, width=7), "width even, got .*width=7"),
         (lambda: dataclasses.replace(CONFIG, size=(0, 4)), r"size=\(0, 4\)"),
         (lambda: dataclasses.replace(CONFIG, unet=dataclasses.replace(UNET, classes=3)), "nothing but x_t and t"),
         (lambda: dataclasses.replace(CONFIG, unet=dataclasses.replace(UNET, outputs=2)), "nothing but x_t and t"),
@@ -130,9 +134,22 @@ def test_refused(ask, words):
         ask()
 
 
-def test_configuration_survives_json():
-    again = BinomialDiffusionConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(CONFIG))))
-    assert again == CONFIG and hash(again) == hash(CONFIG)
+@pytest.mark.parametrize("config", [CONFIG, SEQUENCE], ids=["images", "sequences"])
+def test_configuration_survives_json(config):
+    again = BinomialDiffusionConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config and hash(again) == hash(config)
+
+
+def test_learns_a_sequence():
+    model, x_0 = BinomialDiffusion(SEQUENCE, Rng(0)), np.repeat(np.eye(10, dtype=np.float32)[None, :1], 32, axis=0)
+    adam = optim.AdamW(model.parameters())
+    losses = []
+    for step in range(60):
+        loss = model.loss(x_0.reshape(32, 1, 10, 1), Rng(1).at(step))
+        loss.backward()
+        adam.step(0.03)
+        losses.append(loss.item())
+    assert np.mean(losses[-10:]) < 0.1 * np.mean(losses[:3])
 
 
 def test_a_trained_model_is_loaded_with_its_averages(tmp_path):

@@ -218,7 +218,7 @@ def reverse_kl(log_odds: Any, x_0: Array, likelihood: Array, alpha_bar_prev: Any
     return bernoulli_kl(q, p, not_p)
 
 
-def bound(denoise: Denoise, x_0: Array, schedule: BinomialSchedule, rng: Rng) -> np.ndarray:
+def bound(x_0: Array, denoise: Denoise, schedule: BinomialSchedule, rng: Rng) -> np.ndarray:
     """The terms L_0, L_1, ..., L_T of a bound on -log p_theta(x_0), in nats for each sample.
 
         L_{t-1} = KL(q(x_{t-1} | x_t, x_0) to p_theta(x_{t-1} | x_t)),   L_T = KL(q(x_T | x_0) to a fair coin)
@@ -256,9 +256,7 @@ def bound_of_2015(terms: np.ndarray, dimensions: int, schedule: BinomialSchedule
     return -terms[1:-1].sum(axis=0) + entropy_given_x_0(schedule.T) - entropy_given_x_0(1) - entropy_of_x_T
 
 
-def log_likelihood(
-    denoise: Denoise, x_0: Array, schedule: BinomialSchedule, rng: Rng, trajectories: int = 100
-) -> np.ndarray:
+def log_likelihood(x_0: Array, denoise: Denoise, schedule: BinomialSchedule, rng: Rng, trajectories: int) -> np.ndarray:
     """log p_theta(x_0), estimated by an average over forward trajectories, in nats for each sample.
 
         p_theta(x_0) = E_q(x_{1:T} | x_0) [ p(x_T) prod_t p_theta(x_{t-1} | x_t)/q(x_t | x_{t-1}) ]
@@ -269,12 +267,12 @@ def log_likelihood(
     """
     if trajectories < 1:
         raise ValueError(f"an average needs at least 1 trajectory, got {trajectories}")
-    log_weights = np.stack([_log_weight(denoise, x_0, schedule, rng.at(k)) for k in range(trajectories)])
+    log_weights = np.stack([_log_weight(x_0, denoise, schedule, rng.at(k)) for k in range(trajectories)])
     largest = log_weights.max(axis=0)
     return largest + np.log(np.exp(log_weights - largest).mean(axis=0))
 
 
-def _log_weight(denoise: Denoise, x_0: Array, schedule: BinomialSchedule, rng: Rng) -> np.ndarray:
+def _log_weight(x_0: Array, denoise: Denoise, schedule: BinomialSchedule, rng: Rng) -> np.ndarray:
     """log p_theta(x_{0:T})/q(x_{1:T} | x_0) for one trajectory of each sample."""
     x_prev, total = x_0, _per_sample(array_module(x_0).full_like(x_0, -math.log(2)))  # log p(x_T)
     for t, x_t in enumerate(forward_trajectory(x_0, schedule, rng), start=1):
