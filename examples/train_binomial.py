@@ -39,16 +39,14 @@ from tinydiff.workers import DrawnLoss, Share
 WEIGHTS, ORDER, NOISE, PICTURES, BOUND = range(5)
 """The names of the run's random streams."""
 
-MEASURED = 200
-"""How many samples the bound is measured on."""
-
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what a run computes.
 
-    shift: move each training image by up to this many pixels. timesteps: the T of diffusion. base: width of the
-    network, of the U-Net's first level, or of the BitNetwork's layers for sequences. The rest is as in TrainSettings.
+    shift: move each training image by up to this many pixels. measured: how many samples the bound is measured on.
+    timesteps: the T of diffusion. base: width of the network, of the U-Net's first level, or of the BitNetwork's layers
+    for sequences. The rest is as in TrainSettings.
     """
 
     data: str
@@ -57,6 +55,7 @@ class Recipe:
     base: int
     lr: float = 3e-3
     shift: int = 0
+    measured: int = 200
     timesteps: int = 200
     warmup: int = 100
     ema_decay: float = 0.995
@@ -74,7 +73,7 @@ class Recipe:
         return TrainSettings(self.steps, self.lr, warmup=self.warmup, betas=(0.9, 0.99), ema_decay=self.ema_decay)
 
 
-HEARTBEAT = Recipe("heartbeat", steps=2000, batch_size=128, base=256)
+HEARTBEAT = Recipe("heartbeat", steps=2000, batch_size=128, base=256, measured=1000)
 IMAGES = Recipe("embedded", steps=1500, batch_size=64, base=32, shift=1)
 
 
@@ -178,7 +177,7 @@ def run(
     )
     with training.ema.applied():
         pictures(model, rng.at(PICTURES), folder, scale_of(bits))
-        measure(model, bits, load(recipe.data, "test")[:MEASURED], rng.at(BOUND), folder)
+        measure(model, bits, load(recipe.data, "test")[: recipe.measured], rng.at(BOUND), folder)
     image.loss_curve(folder / "loss.png", range(1, training.step + 1), training.losses.tolist())
     print(f"The samples are in {folder / 'samples.png'}; how they came out of coin tosses: film_strip.png.")
     print(f"Draw more:\n  {cli.command(pathlib.Path(__file__).with_name('sample_binomial.py'), folder, '--n', 64)}")
@@ -244,7 +243,7 @@ def film(states: list[np.ndarray]) -> np.ndarray:
     if states[0].shape[1] > 1:
         return image.film_strip(signed)
     times = np.linspace(0, len(signed) - 1, 50).round().astype(int)
-    return image.grid(np.concatenate([signed[i] for i in times], axis=1)[:8], columns=8)
+    return image.grid(np.concatenate([signed[i] for i in times], axis=1)[:8], columns=8, gap=6)
 
 
 def scale_of(bits: np.ndarray) -> int:

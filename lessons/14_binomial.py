@@ -256,7 +256,7 @@ right.plot(t_axis, np.cumsum(mean[T - 1 :: -1])[::-1], color=BLUE, label="sum fr
 right.plot(t_axis, T * mean[:T], color=GREY, lw=0.8, label=r"$T\,L_{t-1}$, its growth")
 right.axhline(TRUTH, color=GREEN, ls="--")
 right.set(xlabel="t", xlim=(T, 0), title="when the bits are spent, from noise to data")
-right.legend(frameon=False, fontsize=9, loc="upper left")
+right.legend(frameon=False, fontsize=9, loc="upper right")
 save(figure, "14_bound.png")
 
 # %% [markdown]
@@ -367,9 +367,9 @@ bound_of_five = binomial.bound(np.repeat(x_0, 20, axis=0), perfect(five), five, 
 print(f"T = 5: bound {bound_of_five:.2f} bits, {counts[-1]} trajectories say {middle[-1]:.2f}")
 
 figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-axis.fill_between(counts, low, high, color=BLUE, alpha=0.18, label="from the 10th to the 90th of 100 estimates")
+axis.fill_between(counts, low, high, color=BLUE, alpha=0.18, label="all but the lowest and the highest tenth")
 axis.plot(counts, middle, "o-", color=BLUE, label=r"$-\log_2$ of the average, mean")
-axis.axhline(bound_of_five, color=RED, label="the bound, the same with one trajectory")
+axis.axhline(bound_of_five, color=RED, label="the bound: what one trajectory gives on average")
 axis.axhline(TRUTH, color=GREEN, ls="--", label=r"$\log_2 5$")
 axis.set(
     xscale="log", xlabel="forward trajectories in the average", ylabel="bits", title="A perfect network in T = 5 steps"
