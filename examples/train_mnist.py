@@ -211,10 +211,7 @@ def main() -> None:
                 raise ValueError(f"a resumed run keeps its own settings: leave out {flags}, or start a new run")
             folder = pathlib.Path(options.resume or cli.latest_folder("runs/mnist"))
             arrays, meta = checkpoint.load(folder, PixelDiffusion.kind, resume=True)
-            about = meta["about"]
-            lists = {name: tuple(value) for name, value in about.items() if isinstance(value, list)}
-            recipe = Recipe(**about | lists)
-            run(recipe, folder, options, (arrays, meta))
+            run(Recipe(**meta["about"]), folder, options, (arrays, meta))
 
 
 def run(

@@ -12,7 +12,7 @@ from tinydiff import checkpoint
 from tinydiff.checkpoint import CheckpointError
 
 ARRAYS = {"model/a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "losses": np.zeros(0, np.float64)}
-META = {"kind": "toy", "config": {"size": [2, 3], "name": "ü"}}
+META = {"kind": "toy", "config": {"size": (2, 3), "name": "ü"}}
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def save(path: PathLike, arrays: Mapping[str, np.ndarray], meta: Mapping[str, An
 
 
 def load(path: PathLike, kind: str, *, resume: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a checkpoint: its arrays by name, and its description.
+    """Read a checkpoint: its arrays by name, and its description, in which JSON's lists come back as tuples.
 
     path: see `find`. Raises CheckpointError, saying what is wrong with which file, if it is missing, cut short or
     damaged, a pickle, not of tinydiff, of a newer format, or of another kind of model. resume: also if it was exported,
@@ -94,7 +94,7 @@ def _load(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the description of a checkpoint of any kind."""
     arrays = _read(path)
     try:
-        meta = json.loads(arrays.pop("meta").tobytes())
+        meta = _tuples(json.loads(arrays.pop("meta").tobytes()))
         version, _ = meta["format"], meta["kind"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of tinydiff: it holds no description of itself") from error
@@ -103,6 +103,13 @@ def _load(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             f"{path} has format {version}, newer than {FORMAT}, the newest that this tinydiff reads: update tinydiff"
         )
     return arrays, meta
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON holds, its lists as tuples, which frozen configurations have instead."""
+    if isinstance(value, dict):
+        return {name: _tuples(v) for name, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -170,6 +170,19 @@ def test_draw_t_is_uniform_from_one_to_T():
     np.testing.assert_array_equal(t, draw_t(Rng(0), 50000, 10))
 
 
+@pytest.mark.parametrize("n", [1, 7, 50, 64])
+def test_draw_t_stratified(n):
+    """One t from each of n equal parts of 1..T, and every t equally often over many batches."""
+    T, counts = 50, np.zeros(52)
+    for seed in range(600):
+        t = draw_t(Rng(seed), n, T, stratified=True)
+        part = T / n * np.arange(n + 1)
+        assert t.dtype == np.int64 and (t - 1 < part[1:]).all() and (t > part[:-1]).all()
+        counts += np.bincount(t, minlength=52)
+    expected = 600 * n / T
+    assert counts[0] == counts[51] == 0 and np.abs(counts[1:51] - expected).max() < 5 * expected**0.5
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype_is_kept(dtype):
     schedule, x, t = Schedule.linear(10), np.ones((2, 3), dtype), np.array([1, 10])

@@ -1,7 +1,6 @@
 """PixelDiffusion: its loss is Algorithm 1's, its samples are those of the samplers, and labels go where they should."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -362,8 +361,10 @@ def test_too_few_steps():
 
 
 @pytest.mark.parametrize("config", [PLAIN, LABELLED], ids=["plain", "labelled"])
-def test_configuration_survives_json(config):
-    assert PixelDiffusionConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+def test_configuration_survives_a_checkpoint(config, tmp_path):
+    checkpoint.save(tmp_path / "a.npz", {}, {"kind": "any", "config": dataclasses.asdict(config)})
+    _, meta = checkpoint.load(tmp_path / "a.npz", "any")
+    assert PixelDiffusionConfig.from_dict(meta["config"]) == config
 
 
 def test_learns_one_image_and_comes_back_from_its_checkpoint(tmp_path, device):

@@ -15,9 +15,21 @@ from tinydiff.diffusion.schedule import Schedule, lookup, per_sample
 from tinydiff.rng import Rng
 
 
-def draw_t(rng: Rng, n: int, T: int) -> np.ndarray:
-    """Draw n times uniformly from 1..T: line 3 of Algorithm 1. Returns (n,) int64 on the host. (E18)"""
-    return backend.to_numpy(rng.integers(1, T + 1, (n,)))
+def draw_t(rng: Rng, n: int, T: int, stratified: bool = False, often: np.ndarray | None = None) -> np.ndarray:
+    """Draw n times uniformly from 1..T: line 3 of Algorithm 1. Returns (n,) int64 on the host.
+
+    stratified: cut 1..T into n equal parts and draw one time from each, in rising order: over many batches every time
+    comes equally often, as without, but there is less chance in each batch. often: (T,), > 0, how often to draw each
+    of 1..T instead, up to a factor; a loss averaged over such times is one weighted by it (importance sampling).
+    (E18; Nichol & Dhariwal 2021, section 3.3)
+    """
+    if often is None and not stratified:
+        return backend.to_numpy(rng.integers(1, T + 1, (n,)))
+    place = backend.to_numpy(rng.uniform((n,), np.float64))
+    if stratified:
+        place = (np.arange(n) + place) / n
+    share = np.arange(1, T + 1) / T if often is None else np.cumsum(often) / np.sum(often)
+    return 1 + np.searchsorted(share, place, side="right").clip(max=T - 1)  # the last share may round to less than 1
 
 
 def simple_loss(

@@ -39,9 +39,8 @@ class KarrasConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """The configuration that dataclasses.asdict turned into these fields, tuples having become lists in JSON."""
-        tuples = {name: tuple(fields["unet"][name]) for name in ("multipliers", "attention")}
-        return cls(UNetConfig(**fields["unet"] | tuples), tuple(fields["size"]), fields["column"], fields["sigma_data"])
+        """The configuration that dataclasses.asdict turned into these fields."""
+        return cls(**fields | {"unet": UNetConfig(**fields["unet"])})
 
     def table_column(self) -> Column:
         """The column itself."""

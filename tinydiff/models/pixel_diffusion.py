@@ -98,12 +98,8 @@ class PixelDiffusionConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """The configuration that dataclasses.asdict turned into these fields, tuples having become lists in JSON."""
-        return cls(**_tuples(fields) | {"unet": UNetConfig(**_tuples(fields["unet"]))})
-
-
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        """The configuration that dataclasses.asdict turned into these fields."""
+        return cls(**fields | {"unet": UNetConfig(**fields["unet"])})
 
 
 def _beside(array: Array | None, x: Array) -> Array | None:
@@ -168,7 +164,7 @@ class PixelDiffusion(Module):
         """
         target = self.config.target
         label = self._hide_some(self._checked(label, len(x_0)), rng.at(2))
-        t = self._times(rng.at(0), len(x_0))
+        t = draw_t(rng.at(0), len(x_0), self.schedule.T, self.config.stratified, self._often)
         eps = rng.at(1).normal_like(x_0)
         x_t, wanted = q_sample(x_0, t, eps, self.schedule), target_of(x_0, eps, t, self.schedule, target)
         weight = None
@@ -259,24 +255,13 @@ class PixelDiffusion(Module):
             raise ValueError(f"a label must be in 0..{classes - 1}, got {wrong[0]}")
         return label
 
-    def _times(self, rng: Rng, n: int) -> np.ndarray:
-        """n times drawn from 1..T, int64 on the host: uniformly, or as often as each counts in the bound (E16)."""
-        T = self.schedule.T
-        if self.config.weighting != "vlb" and not self.config.stratified:
-            return draw_t(rng, n, T)
-        place = to_numpy(rng.uniform((n,), np.float64))
-        if self.config.stratified:
-            place = (np.arange(n) + place) / n
-        if self.config.weighting != "vlb":
-            return np.minimum(1 + (T * place).astype(np.int64), T)  # the sum may round up to n
-        return 1 + np.searchsorted(self._shares, place, side="right").clip(max=T - 1)
-
     @functools.cached_property
-    def _shares(self) -> np.ndarray:
-        """P(t <= 1), ..., P(t <= T) of times drawn in proportion to what || output - wanted ||² counts in the bound."""
+    def _often(self) -> np.ndarray | None:
+        """How often to draw each of t = 1..T: as its error counts in the bound (E16); None for alike."""
+        if self.config.weighting != "vlb":
+            return None
         slope = mean_slope(np.arange(1, self.schedule.T + 1), self.schedule, self.config.target)
-        weight = slope**2 / (2 * self.schedule.beta[1:])
-        return np.cumsum(weight) / weight.sum()
+        return slope**2 / (2 * self.schedule.beta[1:])
 
     def _hide_some(self, label: np.ndarray | None, rng: Rng) -> np.ndarray | None:
         """Replace a share of the labels by -1, no label, so that the model learns to do without (E35)."""
