@@ -33,7 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--data", default="embedded", help="embedded (default), full, fashion, or a folder of IDX files"
     )
-    parser.add_argument("--steps", type=int, default=800, metavar="N", help="gradient steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=500, metavar="N", help="gradient steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal bits")
