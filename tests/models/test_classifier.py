@@ -9,6 +9,7 @@ from tests.nn.common import randomised
 from tests.nn.reference import part
 from tinydiff import Rng, Tensor, backend
 from tinydiff.data import mnist
+from tinydiff.data.loader import Batches
 from tinydiff.image import to_signed
 from tinydiff.models import Classifier, ClassifierConfig
 from tinydiff.models.classifier import reading_loss
@@ -59,12 +60,13 @@ def test_what_it_says_of_an_image_does_not_depend_on_the_others():
 
 
 def test_dropout_hides_features_in_training_alone():
-    model = Classifier(ClassifierConfig(SMALL.size, 3, 8, 2000, dropout=0.4), Rng(0))
+    model = Classifier(ClassifierConfig(SMALL.size, 3, 8, 50, dropout=0.4), Rng(0))
     x = images(1)
     h = model.features(x)
     model.out.weight[...] = 1.0  # a logit is then the sum of what is not hidden
-    share = model(Tensor(x), Rng(1)).numpy() * (1 - 0.4) / h.sum()
-    assert 0.5 < share[0, 0] < 0.7
+    kept = Rng(1).uniform((1, 50)) >= 0.4
+    assert 10 < kept.sum() < 45
+    assert_close(model(Tensor(x), Rng(1)), np.full((1, 3), (h * kept / 0.6).sum(), np.float32), rtol=1e-4)
     assert np.array_equal(model.features(x), h)
     assert_close(model.eval()(Tensor(x), Rng(1)), np.full((1, 3), h.sum()), rtol=1e-4)
 
@@ -73,11 +75,11 @@ def test_its_loss_is_the_cross_entropy_of_a_share():
     model = Classifier(SMALL, Rng(0)).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (20, 6, 9), dtype=np.uint8)
     labels = np.arange(20) % 3
-    loss_at = reading_loss(model, pixels, labels, 20, Rng(1), shift=0)
-    logs = np.log(model.probabilities(to_signed(pixels[..., None]))[np.arange(20), labels])
-    assert_close(loss_at(1, Rng(2), Share()).data, np.float32(-logs.mean()), rtol=1e-5)
-    shares = [loss_at(1, Rng(2), Share(i, 2)).item() for i in range(2)]
-    assert np.isclose(np.mean(shares), -logs.mean(), rtol=1e-5)
+    loss_at = reading_loss(model, pixels, labels, 8, Rng(1), shift=0)
+    first = Batches(pixels, labels, batch_size=8, rng=Rng(1)).indices(0)
+    logs = np.log(model.probabilities(to_signed(pixels[first][..., None]))[np.arange(8), labels[first]])
+    for share in (Share(), Share(0, 2), Share(1, 2)):
+        assert_close(loss_at(1, Rng(2), share).data, np.float32(-share.of(logs).mean()), rtol=1e-5)
 
 
 def test_it_sees_images_moved():
