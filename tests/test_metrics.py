@@ -22,7 +22,7 @@ from tinydiff.metrics import (
 SEEDS = st.integers(0, 2**32)
 
 
-@pytest.fixture(params=[3, 500], autouse=True)
+@pytest.fixture(params=[20, 1 << 23], autouse=True)
 def block(request, monkeypatch):
     """Distances in small and in large blocks."""
     monkeypatch.setattr(metrics, "BLOCK", request.param)
@@ -156,6 +156,12 @@ def test_precision_and_recall_of_plain_sets():
     assert precision > 0.95 and recall <= 0.5
     precision, recall = precision_recall(real, half_wrong)
     assert 0.4 < precision <= 0.5 and recall > 0.8
+
+
+def test_compare_gives_all_of_them():
+    real, drawn = sets(0, 40, 30)
+    expected = (frechet_distance(real, drawn), kernel_distance(real, drawn, Rng(1)), *precision_recall(real, drawn))
+    assert metrics.compare(real, drawn, Rng(1)) == expected
 
 
 # ----------------------------------------------------------------------------------------------- copies

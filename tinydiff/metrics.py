@@ -16,8 +16,8 @@ import numpy as np
 
 from tinydiff.rng import Rng
 
-BLOCK = 500
-"""Rows of a table of distances that are held at once."""
+BLOCK = 1 << 23
+"""Entries of a table of distances that are held at once."""
 
 # ------------------------------------------------------------------------------- distances of two sets
 
@@ -133,6 +133,20 @@ def _share_inside(x: np.ndarray, around: np.ndarray, k: int) -> float:
     return float(np.concatenate([(d <= radii).any(axis=1) for d in _squared_distances(x, around)]).mean())
 
 
+class Scores(NamedTuple):
+    """How far drawn features are from real ones, and what is missing: `compare`."""
+
+    frechet: float
+    kernel: Estimate
+    precision: float
+    recall: float
+
+
+def compare(real: np.ndarray, drawn: np.ndarray, rng: Rng) -> Scores:
+    """All that compares two sets of features, (N, D) and (M, D): see each function, which raises as it says there."""
+    return Scores(frechet_distance(real, drawn), kernel_distance(real, drawn, rng), *precision_recall(real, drawn))
+
+
 # ------------------------------------------------------------------------------- copies of the training data
 
 
@@ -165,11 +179,12 @@ def copying(drawn: np.ndarray, test: np.ndarray, training: np.ndarray) -> Estima
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
-    """|x_i - y_j|² for a block of rows i after another and all j, (BLOCK, M) each."""
-    of_y = (y * y).sum(axis=1)
-    for start in range(0, len(x), BLOCK):
-        rows = x[start : start + BLOCK]
-        squared = rows @ (-2 * y.T)
+    """|x_i - y_j|² for some rows i after others and all j, (rows, M) each."""
+    of_y, height = (y * y).sum(axis=1), max(1, BLOCK // len(y))
+    for start in range(0, len(x), height):
+        rows = x[start : start + height]
+        squared = rows @ y.T
+        squared *= -2
         squared += of_y
         squared += (rows * rows).sum(axis=1, keepdims=True)
         yield squared.clip(0, out=squared)  # rounding may leave a distance of zero below it
