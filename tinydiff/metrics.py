@@ -75,7 +75,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, rng: Rng, blocks: int = 10) ->
     each pair; the value is the mean, its error the standard deviation over √blocks, honest since the pairs are
     independent. It is 0 on average for two draws of one distribution, so it may be below 0.
     Raises ValueError as `frechet_distance`, and unless there are two blocks or more, each with two rows of both.
-    Bińkowski et al. 2018, sec. 4 and App. A; Gretton et al. 2012, eq. 3.
+    Bińkowski et al. 2018, sec. 4; Gretton et al. 2012, eq. 3.
     """
     a, b = _checked(a, b, least=2)
     if not 2 <= blocks <= min(len(a), len(b)) // 2:

@@ -1,9 +1,12 @@
 """Models: networks put together with what they are trained for."""
 
 from tinydiff.models.classifier import Classifier, ClassifierConfig
+from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
+from tinydiff.models.gan import GAN, GANConfig
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 
 __all__ = [
-    "Classifier", "ClassifierConfig", "KarrasConfig", "KarrasDiffusion", "PixelDiffusion", "PixelDiffusionConfig",
+    "GAN", "Classifier", "ClassifierConfig", "DigitVAE", "DigitVAEConfig", "GANConfig", "KarrasConfig", "KarrasDiffusion",
+    "PixelDiffusion", "PixelDiffusionConfig",
 ]  # fmt: skip
