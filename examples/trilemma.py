@@ -119,8 +119,8 @@ def main() -> None:
         players = [
             Player("GAN", 1, gan.sample),
             Player("VAE", 1, vae.sample),
-            diffusion_player(diffusion, Sampling("dpm", 10)),
-            diffusion_player(diffusion, Sampling("ddim", 50)),
+            diffusion_player(diffusion, "dpm", 10),
+            diffusion_player(diffusion, "ddim", 50),
         ]
         results = [measure(player, options.n, judge, real_features, rng) for player in players]
     report(results)
@@ -178,9 +178,10 @@ def trained(
     return kind.load(run)
 
 
-def diffusion_player(model: PixelDiffusion, how: Sampling) -> Player:
+def diffusion_player(model: PixelDiffusion, sampler: str, steps: int) -> Player:
     """The diffusion model, sampled this way, without guidance, which would trade diversity for quality."""
-    steps = how.steps_of(model.schedule.T)
+    steps = min(steps, model.schedule.T)
+    how = Sampling(sampler, steps)
 
     def draw(n: int, rng: Rng) -> Array:
         *_, x_0 = cli.progress(model.sample(n, rng, how, guidance=1.0), f"{steps} steps", steps + 1)
@@ -230,22 +231,28 @@ def save_samples(path: pathlib.Path, results: list[Result], columns: int = 12) -
         figure.savefig(file, format="png")
 
 
-def save_triangle(path: pathlib.Path, results: list[Result]) -> None:
-    """Draw each player as a triangle whose corners are its quality, its diversity and the logarithm of its speed."""
+def save_triangle(path: pathlib.Path, results: list[Result], decades: int = 4) -> None:
+    """Draw each player as a triangle, whose corners lie the further out the better: speed by its logarithm."""
     from matplotlib.figure import Figure
 
+    angles = np.radians([90, 210, 330, 90])
+    corners = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     fastest = max(r.images_per_second for r in results)
     figure = Figure(figsize=(6.4, 6), dpi=120, layout="constrained")
-    axes = figure.add_subplot(projection="polar", title="The generative trilemma")
-    angles = [math.radians(degrees) for degrees in (90, 210, 330, 90)]
+    axes = figure.add_subplot(aspect="equal", xlim=(-1.35, 1.35), ylim=(-0.85, 1.2), title="The generative trilemma")
+    axes.axis("off")
+    for ring in (0.25, 0.5, 0.75, 1):
+        axes.plot(*(ring * corners).T, color="0.8", lw=0.8)
+    names = ("quality\n(precision)", "diversity\n(recall)", f"speed\n({decades} decades)")
+    for corner, name in zip(corners, names, strict=False):
+        axes.plot(*zip((0, 0), corner, strict=True), color="0.8", lw=0.8)
+        axes.text(1.13 * corner[0], 1.13 * corner[1], name, ha="center", va="center")
     for r in results:
-        speed = max(0.0, 1 + math.log10(r.images_per_second / fastest) / 4)
-        values = [r.scores.precision, r.scores.recall, speed, r.scores.precision]
-        axes.plot(angles, values, marker="o", lw=2, label=f"{r.name}: {r.images_per_second:,.0f} images/s")
-        axes.fill(angles, values, alpha=0.08)
-    axes.set_xticks(angles[:3], ("quality\n(precision)", "diversity\n(recall)", "speed\n(four decades)"))
-    axes.set_ylim(0, 1)
-    axes.set_yticks((0.25, 0.5, 0.75, 1), ())
+        speed = max(0.0, 1 + math.log10(r.images_per_second / fastest) / decades)
+        values = np.array([r.scores.precision, r.scores.recall, speed, r.scores.precision])
+        points = (values[:, None] * corners).T
+        axes.plot(*points, marker="o", lw=2, label=f"{r.name}: {r.images_per_second:,.3g} images/s")
+        axes.fill(*points, alpha=0.07)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     with atomic_file(path) as file:
         figure.savefig(file, format="png")
