@@ -42,7 +42,7 @@ BATCH = 64
 Model = GAN | DigitVAE
 
 SETTINGS = {  # the learning rate of a game stays: there is no minimum to settle in
-    GAN: TrainSettings(1500, 5e-4, final_lr=5e-4, max_norm=100.0, betas=(0.5, 0.99), ema_decay=0.995),
+    GAN: TrainSettings(1500, 1e-3, final_lr=1e-3, max_norm=100.0, betas=(0.5, 0.99), ema_decay=0.995),
     DigitVAE: TrainSettings(1500, 3e-3, max_norm=1000.0, betas=(0.9, 0.99), ema_decay=0.99),
 }
 

@@ -116,7 +116,7 @@ show(
 
 # %%
 gan = GAN(GANConfig(), Rng(5))
-gan_losses = train(gan, steps=10 if QUICK else 300, lr=5e-4, beta=0.5)
+gan_losses = train(gan, steps=10 if QUICK else 300, lr=1.5e-3, beta=0.5)
 print(f"GAN: {gan.count_parameters():,} parameters")
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3))

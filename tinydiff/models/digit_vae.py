@@ -28,7 +28,7 @@ class DigitVAEConfig:
     size: int = 28
     latent: int = 16
     width: int = 32
-    sigma: float = 0.25
+    sigma: float = 0.4
 
     def __post_init__(self) -> None:
         if self.latent < 1 or not self.sigma > 0:
