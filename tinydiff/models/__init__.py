@@ -7,6 +7,6 @@ from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 
 __all__ = [
-    "GAN", "Classifier", "ClassifierConfig", "DigitVAE", "DigitVAEConfig", "GANConfig", "KarrasConfig", "KarrasDiffusion",
-    "PixelDiffusion", "PixelDiffusionConfig",
+    "GAN", "Classifier", "ClassifierConfig", "DigitVAE", "DigitVAEConfig", "GANConfig", "KarrasConfig",
+    "KarrasDiffusion", "PixelDiffusion", "PixelDiffusionConfig",
 ]  # fmt: skip
