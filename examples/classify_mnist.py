@@ -1,11 +1,11 @@
 """Train a small convolutional network to read digits: the engine under the diffusion models is a general one.
 
-    python examples/classify_mnist.py                    the 5,000 digits in the package: half a minute, 98 % right
-    python examples/classify_mnist.py --data full        60,000 digits to learn from, 10,000 to test on
-    python examples/classify_mnist.py --resume runs/classify
+    python examples/classify_mnist.py                           the 5,000 digits in the package: about a minute
+    python examples/classify_mnist.py --data full --steps 1500  60,000 digits: reads 99.5 % of the 10,000 test digits
+    python examples/classify_mnist.py --resume runs/classify    goes on after Ctrl-C
 
 It reports how many of the test images, which it has never seen, it reads correctly, and draws its worst mistakes. The
-classifier that the package brings along, which judges what diffusion models draw (evaluate.py), is this program's.
+classifier that the package brings along, which judges what diffusion models draw (evaluate.py), is of the second kind.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=500, metavar="N", help="gradient steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal bits")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
     parser.add_argument("--out", metavar="DIR", help="default: runs/classify, or a new runs/classify-2, ...")

@@ -64,7 +64,7 @@ def train(model, steps, lr, beta):
 
 def show(file, rows, names):
     """Draw a row of pictures for each name, and save the figure."""
-    figure, axes = plt.subplots(len(rows), 1, figsize=(9, 0.95 * len(rows) + 0.2), squeeze=False)
+    figure, axes = plt.subplots(len(rows), 1, figsize=(9, 0.72 * len(rows) + 0.1), squeeze=False)
     for (axis,), row, name in zip(axes, rows, names, strict=True):
         axis.imshow(grid(row, columns=len(row)), cmap="gray")
         axis.set(xticks=[], yticks=[])
@@ -85,7 +85,8 @@ def show(file, rows, names):
 #     + \mathrm{KL}\left(q(z \mid x)\,\Vert\,\mathcal N(0, I)\right), \qquad z = m + s\,\varepsilon.$$
 #
 # Every training image must be described, so none is forgotten. But where a description fits several images, the squared
-# error is least for their *mean*, and the mean of sharp images is a blurred one.
+# error is least for their *mean*, and the mean of sharp images is a blurred one. And $z$ drawn from noise may fall
+# between the descriptions of digits, where the decoder never learned to draw: there it draws what lies between them.
 
 # %%
 vae = DigitVAE(DigitVAEConfig(), Rng(3))
