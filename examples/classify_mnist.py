@@ -1,9 +1,11 @@
 """Train a small convolutional network to read digits: the engine under the diffusion models is a general one.
 
-    python examples/classify_mnist.py                the 5,000 digits in the package: half a minute, 97 to 98 % right
-    python examples/classify_mnist.py --data full    60,000 digits to learn from, 10,000 to test on: as long, 99 % right
+    python examples/classify_mnist.py                           the 5,000 digits in the package: about a minute
+    python examples/classify_mnist.py --data full --steps 1500  60,000 digits: reads 99.5 % of the 10,000 test digits
+    python examples/classify_mnist.py --resume runs/classify    goes on after Ctrl-C
 
-It reports how many of the test images, which it has never seen, it reads correctly, and draws its worst mistakes.
+It reports how many of the test images, which it has never seen, it reads correctly, and draws its worst mistakes. The
+classifier that the package brings along, which judges what diffusion models draw (evaluate.py), is of the second kind.
 """
 
 from __future__ import annotations
@@ -11,63 +13,18 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-from dataclasses import dataclass
 
 import numpy as np
 
-from tinydiff import Tensor, backend, checkpoint, cli, image, no_grad, ops
-from tinydiff.backend import Array
+from tinydiff import backend, checkpoint, cli, image
 from tinydiff.data import mnist
-from tinydiff.data.augment import random_shift
-from tinydiff.data.loader import Batches
 from tinydiff.files import atomic_file
-from tinydiff.nn import Conv2d, GroupNorm, Linear, Module
+from tinydiff.models.classifier import Classifier, ClassifierConfig, reading_loss
 from tinydiff.rng import Rng
 from tinydiff.train import Training, TrainSettings, train
-from tinydiff.workers import Share
 
 WEIGHTS, ORDER, NOISE = range(3)
 """The names of the run's random streams."""
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """Which images the classifier reads: their height and width, and the number of classes."""
-
-    size: tuple[int, int]
-    classes: int
-
-
-class Classifier(Module):
-    """Three convolutions, the last two halving the image, and a linear layer: (B, H, W, 1) -> logits (B, classes)."""
-
-    kind = "mnist-classifier"
-
-    def __init__(self, config: ClassifierConfig, rng: Rng):
-        self.config = config
-        self.conv1, self.norm1 = Conv2d(1, 16, rng), GroupNorm(16, 4, silu=True)
-        self.conv2, self.norm2 = Conv2d(16, 32, rng, stride=2), GroupNorm(32, 4, silu=True)
-        self.conv3, self.norm3 = Conv2d(32, 64, rng, stride=2), GroupNorm(64, 4, silu=True)
-        height, width = (-(-pixels // 4) for pixels in config.size)  # each stride rounds up
-        self.out = Linear(height * width * 64, config.classes, rng)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        h = self.norm1(self.conv1(x))
-        h = self.norm2(self.conv2(h))
-        h = self.norm3(self.conv3(h))
-        return self.out(h.reshape(len(h), -1))
-
-
-def to_input(images: np.ndarray) -> Array:
-    """uint8 (B, H, W) -> float32 (B, H, W, 1) in [-1, 1], on the device in use."""
-    return backend.to_device(image.to_signed(images[..., None]))
-
-
-def probabilities(model: Classifier, images: np.ndarray, batch: int = 500) -> np.ndarray:
-    """What the model believes of each image: uint8 (N, H, W) -> (N, classes), rows summing to 1."""
-    with no_grad():
-        pieces = [ops.softmax(model(Tensor(to_input(images[i : i + batch])))) for i in range(0, len(images), batch)]
-    return np.concatenate([piece.numpy() for piece in pieces])
 
 
 def parse() -> argparse.Namespace:
@@ -76,9 +33,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--data", default="embedded", help="embedded (default), full, fashion, or a folder of IDX files"
     )
-    parser.add_argument("--steps", type=int, default=800, metavar="N", help="gradient steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=500, metavar="N", help="gradient steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal bits")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
     parser.add_argument("--out", metavar="DIR", help="default: runs/classify, or a new runs/classify-2, ...")
@@ -106,25 +63,24 @@ def run(settings: TrainSettings, about: dict, folder: pathlib.Path, saved: tuple
     """Train in this folder, from the start or from what its checkpoint holds, and test the averaged weights."""
     rng = Rng(about["seed"])
     digits, test = mnist.load(about["data"], "train"), mnist.load(about["data"], "test")
-    batches = Batches(digits.images, digits.labels, batch_size=about["batch_size"], rng=rng.at(ORDER))
     model = Classifier(ClassifierConfig(digits.images.shape[1:], len(digits.class_names)), rng.at(WEIGHTS))
-
-    def loss_at(step: int, rng: Rng, share: Share) -> Tensor:
-        images, labels = (share.of(a) for a in batches.at(step - 1))
-        x = to_input(random_shift(images, 2, rng))
-        return ops.cross_entropy(model(Tensor(x)), backend.to_device(labels))
-
+    loss_at = reading_loss(model, digits.images, digits.labels, about["batch_size"], rng.at(ORDER))
     training = Training(model, settings, folder / checkpoint.NAME, about)
     if saved is not None:
         training.restore(*saved)
     resume_with = cli.command(__file__, "--resume", folder)
     train(training, loss_at, rng.at(NOISE), batch_size=about["batch_size"], resume_with=resume_with)
 
+    model.eval()
     with training.ema.applied():
-        p = probabilities(model, test.images)
-    read = p.argmax(axis=1)
+        p = model.probabilities(image.to_signed(test.images[..., None]))
+    read, sure = p.argmax(axis=1), p.max(axis=1) > 0.9
     wrong = np.flatnonzero(read != test.labels)
     print(f"{1 - len(wrong) / len(test):.2%} of the {len(test):,} test images are read correctly")
+    print(
+        f"{sure.mean():.2%} are read with a probability over 0.9, {sure[wrong].sum()} of them wrongly; "
+        f"the mean probability of what it reads is {p.max(axis=1).mean():.2%}"
+    )
     confusion(folder / "confusion.png", test.labels, read, test.class_names)
     if len(wrong):
         worst = wrong[np.argsort(-p[wrong, read[wrong]])][:50]

@@ -321,7 +321,7 @@ def test_refused(whole, unlabelled, tmp_path, monkeypatch, capsys):
     (tmp_path / "short.npz").write_bytes(good[:-1000])
     (tmp_path / "pickle.npz").write_bytes(b"\x80\x04K\x01.")
     arrays, meta = checkpoint.load(run, "pixel-diffusion")
-    checkpoint.save(tmp_path / "other.npz", arrays, meta | {"kind": "mnist-classifier"})
+    checkpoint.save(tmp_path / "other.npz", arrays, meta | {"kind": "classifier"})
     text = json.dumps(meta | {"format": checkpoint.FORMAT + 1}).encode()
     np.savez(tmp_path / "newer.npz", meta=np.frombuffer(text, np.uint8), **arrays)
     (tmp_path / "file").write_text("in the way")
@@ -380,7 +380,7 @@ def test_refused(whole, unlabelled, tmp_path, monkeypatch, capsys):
         (SAMPLE, ("run", "--label", 10), "0..9, got 10"),
         (SAMPLE, ("run", "--label", -1), "0..9, got -1"),
         (CLASSIFY, ("--data", "nowhere"), "'nowhere' is not a folder"),
-        (CLASSIFY, ("--resume", "run"), "expected 'mnist-classifier', got 'pixel-diffusion'"),
+        (CLASSIFY, ("--resume", "run"), "expected 'classifier', got 'pixel-diffusion'"),
         (CLASSIFY, ("--out", "run"), "holds a run already"),
     ]
     for script, arguments, words in cases:

@@ -1,12 +1,21 @@
-"""Models: networks put together with the diffusion they are trained for."""
+"""Models: networks put together with what they are trained for."""
 
 from tinydiff.models.binomial_diffusion import BinomialDiffusion, BinomialDiffusionConfig
+from tinydiff.models.classifier import Classifier, ClassifierConfig
+from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
+from tinydiff.models.gan import GAN, GANConfig
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 
 __all__ = [
+    "GAN",
     "BinomialDiffusion",
     "BinomialDiffusionConfig",
+    "Classifier",
+    "ClassifierConfig",
+    "DigitVAE",
+    "DigitVAEConfig",
+    "GANConfig",
     "KarrasConfig",
     "KarrasDiffusion",
     "PixelDiffusion",

@@ -1,0 +1,230 @@
+"""Judge what a model draws: by a classifier that reads digits, and by distances in the space of its features.
+
+    python examples/evaluate.py runs/mnist                        500 digits against the held-out ones
+    python examples/evaluate.py mnist --n 10000 --data full       the shipped model against all of MNIST's test digits
+    python examples/evaluate.py runs/mnist --sampler dpm --steps 10 --guidance 1
+    python examples/evaluate.py samples.npz                       what sample.py --save-array wrote
+    python examples/evaluate.py runs/mnist --train-on-samples     can a classifier learn to read from them alone?
+
+The same table has a column for real test images, measured as if a model had drawn them: what is the best to hope for.
+
+    Fréchet distance     of means and covariances of the features; 0 is best, small sets never reach it
+    kernel distance      of all their moments up to the third, 0 on average for real images
+    precision            the share of samples that lie among real images (quality)
+    recall               the share of real images that lie among the samples (diversity)
+    copies               how often a sample is nearer to a training image than a test image is: 50 % without copying
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import numpy as np
+
+from tinydiff import Rng, backend, checkpoint, cli, image, metrics
+from tinydiff.checkpoint import CheckpointError
+from tinydiff.data import mnist
+from tinydiff.diffusion import Sampling
+from tinydiff.diffusion.samplers import SAMPLERS, USUAL_STEPS
+from tinydiff.models import Classifier, ClassifierConfig, PixelDiffusion
+from tinydiff.models.classifier import reading_loss
+from tinydiff.models.pixel_diffusion import USUAL_GUIDANCE
+from tinydiff.train import Training, TrainSettings, train
+
+SAMPLES, CHOICE, BLOCKS, LESSONS = range(4)
+"""The names of the program's random streams."""
+
+SURE = 0.9
+"""The probability over which a digit counts as read."""
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "run", metavar="RUN", type=pathlib.Path, help="a run's folder, a shipped model (mnist), or an array of samples"
+    )
+    parser.add_argument("--n", type=int, default=500, metavar="N", help="how many samples (default: %(default)s)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="see sample.py (default: %(default)s)")
+    usual = ", ".join(f"{steps} for {sampler}" for sampler, steps in USUAL_STEPS.items())
+    parser.add_argument("--steps", type=int, metavar="N", help=f"1 to T (default: {usual}, all T for ddpm)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        metavar="S",
+        help=f"1 is none, 3 strong (E35; default: {USUAL_GUIDANCE} if the model knows classes)",
+    )
+    parser.add_argument(
+        "--data",
+        default="embedded",
+        help="the real images: embedded (default), full, fashion, or a folder of IDX files; the nearest neighbours are "
+        "only meant if the model was trained on these",
+    )
+    parser.add_argument(
+        "--train-on-samples",
+        action="store_true",
+        help="also train a classifier on the samples, labelled with what was asked for, and test it on real images; "
+        "a minute or two",
+    )
+    parser.add_argument(
+        "--classifier",
+        default="classifier",
+        metavar="RUN",
+        help="the judge: a run of classify_mnist.py",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    parser.add_argument("--out", type=pathlib.Path, metavar="PNG", help="pairs (default: nearest.png in the run)")
+    parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="drawn at once (default: %(default)s)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Draw the samples, measure them and as many test images, and print the table."""
+    options = parse()
+    if options.n < 20 or options.batch_size < 1:
+        raise ValueError(f"--n must be at least 20 and --batch-size 1, got {options.n} and {options.batch_size}")
+    how = Sampling(options.sampler, options.steps)
+    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+        rng = Rng(options.seed)
+        training, test = (signed(mnist.load(options.data, split), rng.at(CHOICE)) for split in ("train", "test"))
+        judge = Classifier.load(options.classifier)
+        samples = load_array(options.run)
+        if samples is None:
+            file = checkpoint.find(options.run)
+            out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "nearest.png"
+            cli.check_writable(out)
+            samples = draw(PixelDiffusion.load(file), how, options, rng.at(SAMPLES))
+        else:
+            out = options.out or options.run.with_name("nearest.png")
+            cli.check_writable(out)
+        n = min(options.n, len(samples[0]), len(test[0]), len(training[0]))
+        samples, test = first(n, samples), first(n, test)
+        columns = {"samples": samples, "real test images": test}
+        rows = [measure(judge, *columns[name], training[0], test[0], rng) for name in columns]
+        if options.train_on_samples:
+            for row, (images, labels) in zip(rows, columns.values(), strict=True):
+                row["test images read after training on them"] = taught(images, labels, test, rng.at(LESSONS))
+    print(f"{n} samples and {n} test images against {n} training images of {options.data}\n")
+    print_table(rows, list(columns))
+    save_pairs(out, samples[0], training[0])
+    print(f"\nthe samples nearest to a training image, above it, are in {out}")
+
+
+Labelled = tuple[np.ndarray, np.ndarray | None]
+"""Images, float32 (N, H, W, 1) in [-1, 1], and the class of each, (N,), where it is known."""
+
+
+def signed(digits: mnist.Digits, rng: Rng) -> Labelled:
+    """Real images in random order."""
+    order = rng.permutation(len(digits))
+    return image.to_signed(digits.images[order][..., None]), digits.labels[order]
+
+
+def first(n: int, labelled: Labelled) -> Labelled:
+    """The first n images and their labels."""
+    images, labels = labelled
+    return images[:n], None if labels is None else labels[:n]
+
+
+def load_array(path: pathlib.Path) -> Labelled | None:
+    """The samples in a file that sample.py wrote, or None if this is no such file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "samples" not in file.files:
+                return None
+            samples, labels = file["samples"], file["labels"] if "labels" in file.files else None
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None  # a checkpoint, or what checkpoint.find has words for
+    if samples.ndim != 3 or not len(samples) or not (samples.min() >= 0 and samples.max() <= 1):
+        raise CheckpointError(f"{path}: expected samples (N, H, W) in [0, 1], got {samples.shape}")
+    if labels is not None and labels.shape != samples.shape[:1]:
+        raise CheckpointError(f"{path}: expected a label for each of {len(samples)} samples, got {labels.shape}")
+    return samples[..., None].astype(np.float32) * 2 - 1, labels
+
+
+def draw(model: PixelDiffusion, how: Sampling, options: argparse.Namespace, rng: Rng) -> Labelled:
+    """Samples of a model, of each class in turn if it knows classes."""
+    classes = model.config.unet.classes
+    labels = None if classes is None else np.arange(options.n) % classes
+    starts = range(0, options.n, options.batch_size)
+    images = []
+    for batch, start in enumerate(starts):
+        asked = None if labels is None else labels[start : start + options.batch_size]
+        size = min(options.batch_size, options.n - start)
+        states = model.sample(size, rng.at(batch), how, guidance=options.guidance, label=asked)
+        *_, x_0 = cli.progress(states, f"batch {batch + 1} of {len(starts)}", how.steps_of(model.schedule.T) + 1)
+        images.append(backend.to_numpy(x_0).clip(-1, 1))
+    return np.concatenate(images), labels
+
+
+def measure(
+    judge: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    training: np.ndarray,
+    test: np.ndarray,
+    rng: Rng,
+) -> dict[str, str]:
+    """One column of the table: what is measured of these images."""
+    p = judge.probabilities(images)
+    n = len(images)
+    found = metrics.compare(judge.features(training[:n]), judge.features(images), rng.at(BLOCKS))
+    flat, flat_training = images.reshape(n, -1), training.reshape(len(training), -1)
+    copies = metrics.copying(flat, test.reshape(len(test), -1), flat_training)
+    return {
+        f"read with a probability over {SURE}": f"{np.mean(p.max(axis=1) > SURE):.1%}",
+        "show the class asked for": "" if labels is None else f"{np.mean(p.argmax(axis=1) == labels):.1%}",
+        "Fréchet distance": f"{found.frechet:.2f}",
+        "kernel distance × 1000": f"{1000 * found.kernel.value:.2f} ± {1000 * found.kernel.error:.2f}",
+        "precision": f"{found.precision:.1%}",
+        "recall": f"{found.recall:.1%}",
+        "distance to the nearest training image": f"{metrics.nearest(flat, flat_training)[1].mean():.2f}",
+        "nearer to one than a test image is (copies)": f"{copies.value:.1%} ± {copies.error:.1%}",
+    }
+
+
+def taught(images: np.ndarray, labels: np.ndarray | None, test: Labelled, rng: Rng, steps: int = 300) -> str:
+    """The share of test images that a classifier reads which was trained on these images alone.
+
+    The classification accuracy score of Ravuri & Vinyals 2019: it falls where samples are bad, where they show another
+    class than was asked for, and where kinds are missing.
+    """
+    if labels is None:
+        raise ValueError("--train-on-samples needs a model that was told what to draw; this one knows no classes")
+    pixels = image.to_uint8(images[..., 0])
+    batch_size = min(64, len(pixels))
+    model = Classifier(ClassifierConfig(images.shape[1:3], int(labels.max()) + 1), rng.at(0))
+    loss_at = reading_loss(model, pixels, labels, batch_size, rng.at(1))
+    settings = TrainSettings(steps, 2e-3, weight_decay=0.05, ema_decay=0.98)
+    with tempfile.TemporaryDirectory() as folder:
+        training = Training(model, settings, pathlib.Path(folder) / checkpoint.NAME, {})
+        train(training, loss_at, rng.at(2), batch_size=batch_size, resume_with="no command: start again")
+    with training.ema.applied():
+        p = model.eval().probabilities(test[0])
+    return f"{np.mean(p.argmax(axis=1) == test[1]):.1%}"
+
+
+def print_table(rows: list[dict[str, str]], names: list[str]) -> None:
+    """Print the columns side by side, as Markdown."""
+    lines = [["", *names], *([what, *(row[what] for row in rows)] for what in rows[0])]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    for line in lines:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
+
+
+def save_pairs(path: pathlib.Path, samples: np.ndarray, training: np.ndarray, columns: int = 10, rows: int = 2) -> None:
+    """Draw the samples that are nearest to a training image, each above that image."""
+    index, distance = metrics.nearest(samples.reshape(len(samples), -1), training.reshape(len(training), -1))
+    chosen = np.argsort(distance)[: columns * rows].reshape(rows, columns)
+    pairs = [half for row in chosen for half in (samples[row], training[index[row]])]
+    image.save_png(path, image.grid(np.concatenate(pairs), columns), scale=2)
+
+
+if __name__ == "__main__":
+    cli.run(main)
