@@ -15,7 +15,7 @@ from tinydiff import backend, ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array
 from tinydiff.diffusion.gaussian import Prediction, predict
-from tinydiff.diffusion.samplers import Denoise, learned_sigma
+from tinydiff.diffusion.samplers import Denoise, reverse_sigma
 from tinydiff.diffusion.schedule import Schedule
 
 Gradient = Callable[[Array, int], Array]
@@ -81,7 +81,8 @@ def classifier_guided(
     is Bayes' rule, grad log p(x_t | y) = grad log p(x_t) + grad log p(y | x_t); the second agrees as beta_t -> 0.
 
     gradient(x_t, t): what `class_gradient` makes. scale: s; 0 ignores the classifier, more than 1 trusts it too much.
-    variance: None for the first form; for the second the sigma_t² that `ddpm` is given: "posterior", "beta", "learned".
+    variance: None for the first form; for the second the sigma_t² that `ddpm` is given, "posterior", "beta" or
+    "learned", when it takes all T steps (in fewer, sigma_t² would be another: use the first).
     clip: as in `denoiser`, since the push may move x_0 out of [-1, 1]; False for data with no such bounds.
     Raises ValueError, when it denoises, for another variance, or a gradient that is not shaped as x_t.
     (E35; Dhariwal & Nichol 2021, Algorithms 1 and 2)
@@ -106,10 +107,7 @@ def _push(prediction: Prediction, t: int, schedule: Schedule, variance: str | No
     noise = schedule.one_minus_alpha_bar[t].item() ** 0.5
     if variance is None:
         return noise
-    if variance == "learned":
-        sigma_squared = learned_sigma(prediction, t, schedule) ** 2
-    else:
-        sigma_squared = schedule.reverse_variance(variance)[t].item()
+    sigma_squared = reverse_sigma(prediction, t, schedule, variance) ** 2
     return sigma_squared * noise * schedule.alpha[t].item() ** 0.5 / schedule.beta[t].item()
 
 
