@@ -18,6 +18,7 @@ The network, an MLP, predicts the noise (E17) and learns by Algorithm 1 (E18). T
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,8 @@ def main() -> None:
     options = parse()
     if options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
+    if not math.isfinite(options.guidance):
+        raise ValueError(f"--guidance must be a finite number, got {options.guidance}")
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
         if options.resume is None:
             folder = cli.new_folder(options.out, "runs/toys")

@@ -56,9 +56,9 @@ def moons(n: int, rng: Rng) -> Points:
 
 
 def spirals(n: int, rng: Rng) -> Points:
-    """Two arms around each other, one and a half turns each; label: which."""
+    """Two arms around each other, one turn each; label: which."""
     label, radius = _integers(rng.at(0), 2, n), np.sqrt(_uniform(rng.at(1), n))
-    angle = 3 * math.pi * radius + math.pi * label
+    angle = 2 * math.pi * radius + math.pi * label
     return _points(radius * np.cos(angle), radius * np.sin(angle), label, 2, size=0.5, blur=0.03, rng=rng)
 
 
