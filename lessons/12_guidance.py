@@ -124,7 +124,7 @@ drawn = {s: last(ddim(by_classifier(s), x_T, schedule, Rng(2), steps=T)) for s i
 away = last(ddim(by_classifier(-1.0), x_T, schedule, Rng(2), steps=T))
 
 
-def clean(axis, limit=3.2):
+def clean(axis, limit=4):
     axis.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect="equal")
 
 
