@@ -2,7 +2,7 @@
 
     python examples/toys.py                                 two moons, ten seconds of training
     python examples/toys.py checkerboard --steps 6000       sharp edges take longer
-    python examples/toys.py swiss_roll --timesteps 20       few steps of diffusion
+    python examples/toys.py swiss_roll --timesteps 50       coarser steps of diffusion
     python examples/toys.py mixture --label 2 --guidance 4  one class only, and exaggerated (E35)
     python examples/toys.py --resume runs/toys              go on after Ctrl-C
 
@@ -97,7 +97,7 @@ def main() -> None:
         if options.resume is None:
             folder = cli.new_folder(options.out, "runs/toys")
             cli.check_writable(folder / checkpoint.NAME)
-            settings = TrainSettings(options.steps, options.lr, betas=(0.9, 0.99), ema_decay=0.99)
+            settings = TrainSettings(options.steps, options.lr, warmup=50, betas=(0.9, 0.99), ema_decay=0.99)
             names = ("figure", "batch_size", "timesteps", "width", "seed")
             run(settings, {name: getattr(options, name) for name in names}, folder, options)
         else:

@@ -272,9 +272,10 @@ assert QUICK or (4 * distances[0] < distances[2] < distances[1] and abs(small[0]
 # %% [markdown]
 # ![the misprint](out/06_misprint.png)
 #
-# The samples of the misprint look like the data at a glance, which is what makes such a mistake hard to find. The last
-# panel finds it: shown an $x_t$ of E4 with $t$ near $T$, the network that learned E4 hears the noise clearly, and the
-# misled one is hardly better than one that says nothing.
+# Where the misprint's samples end up near the data (the dotted square is the frame of the other panels) they look
+# right at a glance, which is what makes such a mistake hard to find. The last panel finds it: shown an $x_t$ of E4
+# with $t$ near $T$, the network that learned E4 hears the noise clearly, and the misled one is no better than one that
+# answers 0.
 #
 # ## Exercises
 #
