@@ -59,7 +59,7 @@ def test_a_finished_run_draws_one_class_with_guidance(whole, tmp_path, monkeypat
 
 
 def test_ctrl_c_saves_and_the_command_it_prints_ends_in_the_same_bits(whole, tmp_path):
-    child = start(TOYS, *SMALL, "--steps", 1000, cwd=tmp_path)
+    child = start(TOYS, *SMALL, "--steps", 600, cwd=tmp_path)
     while child.poll() is None and not (tmp_path / "runs/toys" / checkpoint.NAME).exists():
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
@@ -72,7 +72,7 @@ def test_ctrl_c_saves_and_the_command_it_prints_ends_in_the_same_bits(whole, tmp
     assert done.returncode == 0, done.stderr
     losses = checkpoint.load(tmp_path / "runs/toys", "toy")[0]["losses"]
     n = len(stopped["losses"])
-    assert len(losses) == 1000 and np.array_equal(losses[:n], stopped["losses"])
+    assert len(losses) == 600 and np.array_equal(losses[:n], stopped["losses"])
 
 
 def test_refused(whole, tmp_path, monkeypatch, capsys):
