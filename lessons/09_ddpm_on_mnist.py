@@ -27,7 +27,7 @@ import numpy as np
 
 from tinydiff import Rng, backend, optim
 from tinydiff.data import mnist
-from tinydiff.diffusion import Sampling, ddim, ddpm, denoiser, last
+from tinydiff.diffusion import Sampling, ddim, ddpm, last
 from tinydiff.image import film_strip, grid, running_mean, to_signed
 from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.nn import UNetConfig
@@ -80,13 +80,6 @@ STEPS, BATCH = (20, 16) if QUICK else (400, 32)
 watched = [STEPS // 20, STEPS // 4, STEPS]
 x_T = Rng(1).normal((16, 28, 28, 1))  # noqa: N816
 
-
-def denoise_with(model):
-    """What a sampler asks of a model without labels."""
-    model.eval()
-    return denoiser(lambda x, t: model(x, t), model.schedule, model.config.target)
-
-
 adam = optim.Adam(model.parameters(), betas=(0.9, 0.99))
 ema = optim.EMA(adam, 0.98)
 losses, learning, start = [], {}, time.perf_counter()
@@ -100,7 +93,7 @@ for step in range(1, STEPS + 1):
     losses.append(loss.item())
     if step in watched:
         with ema.applied():
-            learning[step] = last(ddim(denoise_with(model), x_T, model.schedule, Rng(3), steps=10))
+            learning[step] = last(ddim(model.denoiser(), x_T, model.schedule, Rng(3), steps=10))
         print(f"step {step:4}: loss {np.mean(losses[-50:]):.3f}, {time.perf_counter() - start:5.1f} s")
 
 figure, axes = plt.subplots(1, 4, figsize=(13, 3.3), width_ratios=(1, 1, 1, 1.4))
@@ -152,12 +145,7 @@ save(figure, "09_samples.png")
 # guess is settled by the middle.
 
 # %%
-denoise = denoiser(
-    lambda x, t: shipped(x, t, label[:3]),
-    shipped.schedule,
-    shipped.config.target,
-    learned_variance=shipped.config.learned_variance,
-)
+denoise = shipped.denoiser(label[:3])
 guesses = []
 
 
@@ -187,18 +175,13 @@ save(figure, "09_film.png")
 
 # %%
 few = label[:10]
-told = denoiser(
-    lambda x, t: shipped(x, t, few[: len(x)]),
-    shipped.schedule,
-    shipped.config.target,
-    learned_variance=shipped.config.learned_variance,
-)
+told = shipped.denoiser(few)
 x_T = Rng(7).normal((len(few), 28, 28, 1))  # noqa: N816
 many = 20 if QUICK else shipped.schedule.T
 ways = {
     f"Algorithm 2, {many} steps": lambda: ddpm(told, x_T, shipped.schedule, Rng(8), steps=many),
     "Algorithm 2, 20 steps": lambda: ddpm(told, x_T, shipped.schedule, Rng(8), steps=20),
-    "DDIM, 50 steps": lambda: ddim(told, x_T, shipped.schedule, Rng(8), steps=10 if QUICK else 50),
+    "DDIM, 50 steps": lambda: ddim(told, x_T, shipped.schedule, Rng(8), steps=5 if QUICK else 50),
     "DDIM, 10 steps": lambda: ddim(told, x_T, shipped.schedule, Rng(8), steps=10),
     "DDIM, 4 steps": lambda: ddim(told, x_T, shipped.schedule, Rng(8), steps=4),
 }

@@ -303,19 +303,16 @@ per_class, steps = (2, 4) if QUICK else (12, 20)
 shown = min(6, per_class)  # in the pictures
 wanted = np.repeat(np.arange(10), per_class)
 x_T = Rng(7).normal((len(wanted), 28, 28, 1))  # noqa: N816
-learned = model.config.learned_variance
 
 
 def digits_free(s):
     """Classifier-free: the network told the label, and not told it."""
-    network = classifier_free(lambda x, t: model(x, t, wanted), lambda x, t: model(x, t), s, learned)
-    return denoiser(network, model.schedule, model.config.target, learned_variance=learned)
+    return model.denoiser(wanted, s)
 
 
 def digits_by_reader(s):
     """By the classifier: the network is told nothing."""
-    alone = denoiser(lambda x, t: model(x, t), model.schedule, model.config.target, learned_variance=learned)
-    return classifier_guided(alone, class_gradient(reader, wanted), model.schedule, s)
+    return classifier_guided(model.denoiser(), class_gradient(reader, wanted), model.schedule, s)
 
 
 def drawn_with(denoise):
