@@ -275,7 +275,7 @@ def reads(network, x, t=1):
         return network(Tensor(x), np.full(len(x), t)).numpy().argmax(axis=1)
 
 
-reader, judge = trained(Rng(4), True, 30 if QUICK else 700), trained(Rng(5), False, 30 if QUICK else 300)
+reader, judge = trained(Rng(4), True, 30 if QUICK else 700), trained(Rng(5), False, 30 if QUICK else 400)
 noisiness = np.linspace(1, model.schedule.T, 4 if QUICK else 12).astype(int)
 noise = Rng(6).normal_like(test)
 noisy = [q_sample(test, int(t), noise, model.schedule) for t in noisiness]
@@ -299,7 +299,7 @@ save(figure, "12_reader.png")
 # the sampler alone. Now both ways, from the same noise, for every digit and several $s$.
 
 # %%
-per_class, steps = (2, 4) if QUICK else (12, 20)
+per_class, steps = (2, 4) if QUICK else (8, 20)
 shown = min(6, per_class)  # in the pictures
 wanted = np.repeat(np.arange(10), per_class)
 x_T = Rng(7).normal((len(wanted), 28, 28, 1))  # noqa: N816
