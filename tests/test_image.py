@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tinydiff import image
@@ -251,3 +252,18 @@ def test_importing_image_and_data_loads_no_heavy_library():
     names = "import tinydiff.image, tinydiff.data.mnist, tinydiff.data.loader, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", names], capture_output=True, text=True, check=True).stdout
     assert not {"PIL", "matplotlib", "cupy", "tqdm", "urllib.request", "http.client"} & set(loaded.split())
+
+
+# ------------------------------------------------------------------------------- drawn by matplotlib
+
+
+def test_rasterise_gives_the_pixels_of_a_figure_as_it_is_now():
+    figure = Figure(figsize=(2, 1), dpi=50)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    white = image.rasterise(figure)
+    assert white.shape == (50, 100, 3) and white.dtype == np.uint8 and (white == 255).all()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.fill([0, 0.5, 0.5, 0], [0, 0, 1, 1], color=(1, 0, 0), linewidth=0)
+    red = image.rasterise(figure)
+    assert (red[:, :48] == (255, 0, 0)).all() and (red[:, 52:] == 255).all() and (white == 255).all()

@@ -144,6 +144,15 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
+def rasterise(figure: Any) -> np.ndarray:
+    """The pixels of a matplotlib Figure as it is now, uint8 (H, W, 3): a frame for save_gif, a picture for save_png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def loss_curve(path: PathLike, steps: Sequence[int], losses: Sequence[float], title: str = "Training loss") -> None:
     """Draw the loss against the training step as a PNG: raw and smoothed, the loss on a logarithmic axis.
 

@@ -11,7 +11,9 @@ from tinydiff.diffusion import (
     bound_term,
     bound_terms,
     churned,
+    class_gradient,
     classifier_free,
+    classifier_guided,
     ddim,
     ddpm,
     denoiser,
@@ -62,7 +64,13 @@ FUNCTIONS = {
     "target of EDM": lambda a, b, t: training_pair(a, 0.1 * t, b, Column.edm())[2],
     "probability flow": lambda a, b, t: last(probability_flow(precondition_vp(), a, Column.vp(), 4, "heun")),
     "no churn": lambda a, b, t: last(churned(precondition_vp(), a, Column.edm().sigmas(4), Rng(0))),
+    "classifier guidance": lambda a, b, t: classifier_guided(identity(), by_class, SCHEDULE, 2.0, "beta")(a, 4).eps,
 }
+
+
+def by_class(x_t, t):
+    """The gradient of a classifier whose logits are the coordinates."""
+    return class_gradient(lambda x, t: x.reshape(len(x), -1), np.array([0, 3]))(x_t, t)
 
 
 def identity():

@@ -2,6 +2,7 @@
 
 mnist          real digits: 5,000 in the package, all of MNIST, Fashion-MNIST, or the files of a folder
 heartbeat      bits with a pulse in every fifth place
+toys           points in the plane: moons, spirals, ...; a mixture of Gaussians, exactly known
 loader         batches whose content depends on the seed and the step alone
 idx            the file format of MNIST
 download       mirrors, checksums and the cache

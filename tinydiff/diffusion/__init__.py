@@ -41,7 +41,7 @@ from tinydiff.diffusion.gaussian import (
     reverse_mean,
     target_of,
 )
-from tinydiff.diffusion.guidance import classifier_free, guided
+from tinydiff.diffusion.guidance import class_gradient, classifier_free, classifier_guided, guided
 from tinydiff.diffusion.loss import draw_t, min_snr_weight, simple_loss, squared_error, vlb_weight
 from tinydiff.diffusion.samplers import (
     Sampling,
@@ -66,7 +66,9 @@ __all__ = [
     "bound_term",
     "bound_terms",
     "churned",
+    "class_gradient",
     "classifier_free",
+    "classifier_guided",
     "ddim",
     "ddpm",
     "denoiser",

@@ -117,12 +117,15 @@ def ddpm(
         prediction = denoise(x_t, t)
         mean, _ = posterior(x_t, prediction.x0, i, visited)  # the same mean as above (E12), even where alpha_T = 0
         z = rng.normal_like(x_t) if i > 1 else 0
-        x_t = mean + _sigma(prediction, i, visited, variance) * z
+        x_t = mean + reverse_sigma(prediction, i, visited, variance) * z
         yield x_t
 
 
-def _sigma(prediction: Prediction, t: int, schedule: Schedule, variance: str | None) -> Any:
-    """The standard deviation sigma_t of the reverse step (E13), a number, or of each number if it was learned."""
+def reverse_sigma(prediction: Prediction, t: int, schedule: Schedule, variance: str | None) -> Any:
+    """The standard deviation sigma_t of `ddpm`'s step (E13): a number, or one for each number of x_t if it was learned.
+
+    variance: as in `ddpm`. Raises ValueError for another, or if the network did not learn one.
+    """
     if variance is None:
         variance = "posterior" if prediction.v is None else "learned"
     if variance != "learned":

@@ -4,6 +4,7 @@ from tinydiff.nn.attention import CrossAttention, SelfAttention
 from tinydiff.nn.conv import Conv2d, Downsample, Upsample
 from tinydiff.nn.embedding import Embedding, TimeEmbedding, sinusoidal
 from tinydiff.nn.linear import Linear
+from tinydiff.nn.mlp import MLP, MLPConfig
 from tinydiff.nn.module import Module, Parameter
 from tinydiff.nn.norm import GroupNorm, LayerNorm
 from tinydiff.nn.resblock import ResBlock
@@ -11,7 +12,7 @@ from tinydiff.nn.transformer import Transformer, TransformerBlock, TransformerCo
 from tinydiff.nn.unet import UNet, UNetConfig
 
 __all__ = [
-    "Conv2d", "CrossAttention", "Downsample", "Embedding", "GroupNorm", "LayerNorm", "Linear", "Module", "Parameter",
-    "ResBlock", "SelfAttention", "TimeEmbedding", "Transformer", "TransformerBlock", "TransformerConfig", "UNet",
-    "UNetConfig", "Upsample", "sinusoidal",
+    "MLP", "Conv2d", "CrossAttention", "Downsample", "Embedding", "GroupNorm", "LayerNorm", "Linear", "MLPConfig",
+    "Module", "Parameter", "ResBlock", "SelfAttention", "TimeEmbedding", "Transformer", "TransformerBlock",
+    "TransformerConfig", "UNet", "UNetConfig", "Upsample", "sinusoidal",
 ]  # fmt: skip
