@@ -1,4 +1,4 @@
-"""Diffusion, equation by equation: schedules, Gaussians, losses, samplers, guidance.
+"""Diffusion, equation by equation: schedules, Gaussians, losses, samplers, guidance, inpainting, editing.
 
 The network is any function model(x_t, t); nothing here knows how it is built.
 """
@@ -12,6 +12,7 @@ from tinydiff.diffusion.edm import (
     preconditioned,
     probability_flow,
 )
+from tinydiff.diffusion.edit import ddim_inverse, sdedit, slerp, start_time
 from tinydiff.diffusion.elbo import (
     bits_per_dim,
     bound_term,
@@ -42,6 +43,7 @@ from tinydiff.diffusion.gaussian import (
     target_of,
 )
 from tinydiff.diffusion.guidance import classifier_free, guided
+from tinydiff.diffusion.inpaint import keep_known, repaint, resampled
 from tinydiff.diffusion.loss import draw_t, min_snr_weight, simple_loss, squared_error, vlb_weight
 from tinydiff.diffusion.samplers import (
     Sampling,
@@ -68,6 +70,7 @@ __all__ = [
     "churned",
     "classifier_free",
     "ddim",
+    "ddim_inverse",
     "ddpm",
     "denoiser",
     "denoising_loss",
@@ -83,6 +86,7 @@ __all__ = [
     "gaussian_log_likelihood",
     "guided",
     "heun",
+    "keep_known",
     "last",
     "learned_log_variance",
     "log_density",
@@ -97,12 +101,17 @@ __all__ = [
     "prior_term",
     "probability_flow",
     "q_sample",
+    "repaint",
+    "resampled",
     "reverse_log_density",
     "reverse_log_variance",
     "reverse_mean",
+    "sdedit",
     "simple_loss",
+    "slerp",
     "split_variance",
     "squared_error",
+    "start_time",
     "target_of",
     "timesteps",
     "trajectory_bound",

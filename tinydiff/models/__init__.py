@@ -2,5 +2,6 @@
 
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
+from tinydiff.models.pixel_inpainting import PixelInpainting
 
-__all__ = ["KarrasConfig", "KarrasDiffusion", "PixelDiffusion", "PixelDiffusionConfig"]
+__all__ = ["KarrasConfig", "KarrasDiffusion", "PixelDiffusion", "PixelDiffusionConfig", "PixelInpainting"]
