@@ -1,8 +1,8 @@
 """Teach a trained model to inpaint: fine-tune it with the masked image and the mask as further inputs (E36).
 
-    python examples/train_inpainting.py runs/mnist               fine-tune a run's model: some minutes on two CPU cores
-    python examples/train_inpainting.py mnist --data full        the shipped model, on all 60,000 digits
-    python examples/train_inpainting.py --resume runs/inpainting go on after Ctrl-C, or after the power went
+    python examples/train_inpainting.py runs/mnist                 fine-tune a run's model: three minutes on two cores
+    python examples/train_inpainting.py mnist --data full          the shipped model, on all 60,000 digits
+    python examples/train_inpainting.py --resume runs/inpainting   go on after Ctrl-C, or after the power went
 
 It starts from the trained model, whose new inputs have weight 0, and hides another random part of each image: a
 rectangle, a half, what lies under some strokes, or everything (GLIDE, Nichol et al. 2022). The folder of the run
@@ -138,7 +138,7 @@ def run(
     image.loss_curve(folder / "loss.png", range(1, training.step + 1), training.losses.tolist())
     print(f"Test digits with hidden parts, painted: {folder / 'samples.png'}")
     script = pathlib.Path(__file__).with_name("inpaint.py")
-    print(f"Paint more:\n  {cli.command(script, folder, 7, '--mask', 'bottom')}")
+    print(f"Paint more:\n  {cli.command(script, folder, 207, '--mask', 'bottom')}")
 
 
 def loss_of(model: PixelInpainting, recipe: Recipe, digits: mnist.Digits, order: Rng) -> DrawnLoss:

@@ -112,8 +112,8 @@ def as_mask(mask: Array, x: Array) -> Array:
     sizes = x.shape[1:3], (*x.shape[:3], 1)
     if x.ndim != 4 or values.shape not in sizes:
         raise ValueError(f"images {x.shape} take a mask {sizes[0]} or {sizes[1]}, got {values.shape}")
-    if not np.isin(values, (0, 1)).all():
-        raise ValueError(f"a mask is 1 where the image is known and 0 elsewhere, got values up to {values.max()}")
+    if (wrong := values[~np.isin(values, (0, 1))]).size:
+        raise ValueError(f"a mask is 1 where the image is known and 0 elsewhere, got {wrong[0]}")
     values = values.reshape(-1, *x.shape[1:3], 1).astype(bool)
     return backend.to_device(values, backend.device_of(x))
 
