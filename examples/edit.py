@@ -20,7 +20,7 @@ import numpy as np
 
 from tinydiff import backend, checkpoint, cli, image
 from tinydiff.backend import Array
-from tinydiff.diffusion import Sampling, ddim, ddim_inverse, last, sdedit, slerp, start_time
+from tinydiff.diffusion import Sampling, ddim, ddim_inverse, last, q_sample, sdedit, slerp, start_time
 from tinydiff.models import PixelDiffusion
 from tinydiff.rng import Rng
 
@@ -107,9 +107,13 @@ def there_and_back(model: PixelDiffusion, given: Array, options: argparse.Namesp
 
 
 def interpolate(model: PixelDiffusion, given: Array, options: argparse.Namespace) -> tuple[np.ndarray, str]:
-    """The two images, and between them what DDIM makes of the noises along the arc between theirs."""
-    schedule, steps = model.schedule, options.steps
-    a, b = last(ddim_inverse(model.denoiser(2), given, schedule, Rng(0), steps))
+    """The two images, and between them what DDIM makes of the noises along the arc between theirs.
+
+    It begins with a little noise on the images, a fiftieth of the way: see `ddim_inverse`.
+    """
+    schedule, steps, start = model.schedule, options.steps, model.schedule.T // 50
+    noised = q_sample(given, start, Rng(options.seed).normal_like(given), schedule)
+    a, b = last(ddim_inverse(model.denoiser(2), noised, schedule, Rng(0), steps, start=start))
     weights = np.linspace(0, 1, options.n)
     xp = backend.array_module(given)
     arc = slerp(xp.stack([a] * options.n), xp.stack([b] * options.n), weights)

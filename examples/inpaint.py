@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "image",
         metavar="IMAGE",
-        help="number of a test digit (0..499 of the embedded ones, fifty of each class), or a picture of the model's size",
+        help="number of a test digit (embedded: 0..499, fifty of each class), or a picture of the model's size",
     )
     parser.add_argument(
         "--mask",

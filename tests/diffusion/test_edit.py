@@ -106,12 +106,13 @@ def test_bad_strength(strength):
 # --------------------------------------------------------------------------------- DDIM there and back
 
 
+@pytest.mark.parametrize("start", [0, 1, 13])
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_ddim_inverse_line_by_line(spacing):
+def test_ddim_inverse_line_by_line(spacing, start):
     """Song et al. 2021, eq. 12 with sigma = 0, upwards: the guess is made where the step starts, at t = 1 for x_0."""
     schedule, x = Schedule.linear(30), np.random.default_rng(0).normal(size=(2, 3))
-    states = ddim_inverse(wavy(schedule), x, schedule, Rng(0), 7, spacing)
-    times = [1, *timesteps(30, 7, spacing)[::-1]]
+    states = ddim_inverse(wavy(schedule), x, schedule, Rng(0), 7, spacing, start)
+    times = [max(start, 1), *(t for t in timesteps(30, 7, spacing)[::-1] if t > start)]
     for s, t in itertools.pairwise(times):
         (signal_s, noise_s), (signal_t, noise_t) = alpha_bar(schedule, s), alpha_bar(schedule, t)
         x_0 = np.sin(2 * x + s)
@@ -154,6 +155,9 @@ def test_bad_steps_of_the_inverse():
         last(ddim_inverse(wavy(schedule), x, schedule, Rng(0), 11))
     with pytest.raises(ValueError, match="got 'even'"):
         last(ddim_inverse(wavy(schedule), x, schedule, Rng(0), 5, "even"))
+    for start in (-1, 10):
+        with pytest.raises(ValueError, match=rf"0\.\.9, got {start}"):
+            last(ddim_inverse(wavy(schedule), x, schedule, Rng(0), 5, start=start))
 
 
 # ------------------------------------------------------------------------------------------------ slerp

@@ -52,21 +52,25 @@ def start_time(strength: float, T: int) -> int:
 
 
 def ddim_inverse(
-    denoise: Denoise, x_0: Array, schedule: Schedule, rng: Rng, steps: int, spacing: str = "trailing"
+    denoise: Denoise, x_s: Array, schedule: Schedule, rng: Rng, steps: int, spacing: str = "trailing", start: int = 0
 ) -> Iterator[Array]:
     """DDIM backwards: from data to the noise that `ddim` draws it from, yielding the state after each step, last x_T.
 
-        x_t = sqrt(alpha_bar_t) x_0' + sqrt(1 - alpha_bar_t) eps,   x_0', eps denoised from x_s, s < t
+        x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,   x_0, eps denoised from x_s, s < t
 
     DDIM follows a differential equation, which can be followed either way; a step there and a step back differ only as
     the equation does between s and t, so that more steps come back closer to the image. No network was trained at
-    s = 0, so that the first step takes the image for x_1, which has next to no noise.
-    x_0: (B, ...). rng: not used. steps, spacing: the times visited, see `timesteps`; take the same for the way back.
-    Raises ValueError for bad steps or spacing.
+    s = 0, and the first step takes the image for x_1, which has next to no noise.
+    x_s: (B, ...), the image itself, or `q_sample` of it at the time `start`. Where all images agree, as on a plain
+    background, they have no noise to be followed upwards, and what is found is no N(0, I): start with a little.
+    rng: not used. steps, spacing: the times visited, see `timesteps`, of which those above start are; take the same for
+    the way back. Raises ValueError for bad steps or spacing, or a start outside 0..T-1.
     (E36; Song et al. 2021, section 4.3; Dhariwal & Nichol 2021, appendix F)
     """
-    x_s = x_0
-    for s, t in itertools.pairwise([0, *reversed(timesteps(schedule.T, steps, spacing))]):
+    if not 0 <= start < schedule.T:
+        raise ValueError(f"the start must be in 0..{schedule.T - 1}, got {start}")
+    above = [t for t in reversed(timesteps(schedule.T, steps, spacing)) if t > start]
+    for s, t in itertools.pairwise([start, *above]):
         x_0, eps, _ = denoise(x_s, max(s, 1))
         x_s = q_sample(x_0, t, eps, schedule)
         yield x_s
