@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
     what.add_argument("--invert", type=_numbers, metavar="N,N,...", help="to noise and back in so many steps")
     what.add_argument("--to", metavar="IMAGE", help="the image at the other end")
     parser.add_argument("--n", type=int, default=8, metavar="N", help="pictures in a row (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="of the whole way (default: %(default)s)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the way from noise (default: 50, or all T)")
     parser.add_argument("--label", type=int, metavar="K", help="tell the model to draw this class (default: nothing)")
     parser.add_argument("--guidance", type=float, metavar="S", help="how strongly, with --label (E35)")
     parser.add_argument("--data", default="embedded", help="where test digits come from (default: %(default)s)")
@@ -67,7 +67,7 @@ def main() -> None:
         raise ValueError(f"--n must be at least 2, got {options.n}")
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
         model = PixelDiffusion.load(file)
-        Sampling(steps=options.steps).steps_of(model.schedule.T)  # raises for more than T
+        options.steps = Sampling(steps=options.steps).steps_of(model.schedule.T)
         names = [options.image] if options.to is None else [options.image, options.to]
         size, channels = model.config.size, model.config.unet.channels
         given = backend.to_device(np.stack([cli.image_of(name, options.data, size, channels) for name in names]))

@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
         "the image is known (default: %(default)s)",
     )
     parser.add_argument("--n", type=int, default=8, metavar="N", help="how many paintings (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the way from noise (default: 50, or all T)")
     parser.add_argument(
         "--resamplings",
         type=int,
@@ -92,12 +92,12 @@ def paint(
     model: PixelDiffusion, known: np.ndarray, mask: np.ndarray, options: argparse.Namespace
 ) -> tuple[Iterator[Array], int]:
     """The states of the paintings, and how many there are: by the model's own training, or by RePaint."""
-    rng, how = Rng(options.seed), Sampling(steps=options.steps)
-    T, n = model.schedule.T, len(known)
+    rng, how, n = Rng(options.seed), Sampling(steps=options.steps), len(known)
+    steps = how.steps_of(model.schedule.T)
     if isinstance(model, PixelInpainting):
-        return model.inpaint(known, mask, rng, how, label=options.label, guidance=options.guidance), how.steps_of(T) + 1
+        return model.inpaint(known, mask, rng, how, label=options.label, guidance=options.guidance), steps + 1
     denoise = model.denoiser(n, label=options.label, guidance=options.guidance)
-    way = resampled(how.steps_of(T), options.jump, options.resamplings)
+    way = resampled(steps, options.jump, options.resamplings)
     states = repaint(
         denoise,
         model.noise(n, rng.at(0)),
@@ -105,7 +105,7 @@ def paint(
         rng.at(1),
         backend.to_device(known),
         mask,
-        options.steps,
+        steps,
         options.jump,
         options.resamplings,
     )
