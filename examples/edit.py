@@ -80,10 +80,10 @@ def main() -> None:
 def vary(model: PixelDiffusion, given: Array, options: argparse.Namespace) -> tuple[np.ndarray, str]:
     """SDEdit: a row of variations for each strength, each after the noisy image that they start from."""
     image_n = np.repeat(backend.to_numpy(given), options.n, axis=0)
-    denoise = model.denoiser(options.n, label=options.label, guidance=options.guidance)
+    denoise = model.denoiser(*model.told(options.n, options.label, options.guidance))
+    times = [start_time(strength, model.schedule.T) for strength in options.strengths]  # raises before any work
     rows = []
-    for strength in cli.progress(options.strengths, "editing", len(options.strengths)):
-        t = start_time(strength, model.schedule.T)
+    for strength, t in cli.progress(zip(options.strengths, times, strict=True), "editing", len(times)):
         how = Sampling(steps=min(t, round(strength * options.steps)) or None)
         states = [*sdedit(denoise, backend.to_device(image_n), model.schedule, Rng(options.seed), strength, how.states)]
         rows += [backend.to_numpy(given), backend.to_numpy(states[0])[:1], backend.to_numpy(states[-1])]
@@ -95,7 +95,7 @@ def vary(model: PixelDiffusion, given: Array, options: argparse.Namespace) -> tu
 
 def there_and_back(model: PixelDiffusion, given: Array, options: argparse.Namespace) -> tuple[np.ndarray, str]:
     """A row for each number of steps: the image, the noise that DDIM finds for it, and what DDIM makes of that."""
-    denoise = model.denoiser(1, label=options.label, guidance=options.guidance)
+    denoise = model.denoiser(*model.told(1, options.label, options.guidance))
     rows, errors = [], []
     for steps in map(int, options.invert):
         x_T = last(ddim_inverse(denoise, given, model.schedule, Rng(0), steps))
@@ -113,11 +113,11 @@ def interpolate(model: PixelDiffusion, given: Array, options: argparse.Namespace
     """
     schedule, steps, start = model.schedule, options.steps, model.schedule.T // 50
     noised = q_sample(given, start, Rng(options.seed).normal_like(given), schedule)
-    a, b = last(ddim_inverse(model.denoiser(2), noised, schedule, Rng(0), steps, start=start))
+    a, b = last(ddim_inverse(model.denoiser(), noised, schedule, Rng(0), steps, start=start))
     weights = np.linspace(0, 1, options.n)
     xp = backend.array_module(given)
     arc = slerp(xp.stack([a] * options.n), xp.stack([b] * options.n), weights)
-    denoise = model.denoiser(options.n, label=options.label, guidance=options.guidance)
+    denoise = model.denoiser(*model.told(options.n, options.label, options.guidance))
     states = ddim(denoise, arc, schedule, Rng(0), steps)
     *_, x_0 = cli.progress(states, "interpolating", steps)
     ends = backend.to_numpy(given)

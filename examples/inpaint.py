@@ -96,7 +96,7 @@ def paint(
     steps = how.steps_of(model.schedule.T)
     if isinstance(model, PixelInpainting):
         return model.inpaint(known, mask, rng, how, label=options.label, guidance=options.guidance), steps + 1
-    denoise = model.denoiser(n, label=options.label, guidance=options.guidance)
+    denoise = model.denoiser(*model.told(n, options.label, options.guidance))
     way = resampled(steps, options.jump, options.resamplings)
     states = repaint(
         denoise,

@@ -245,8 +245,9 @@ class PixelDiffusion(Module):
         if guidance is None:
             guidance = 1.0 if label is None else USUAL_GUIDANCE
         if guidance != 1 and label is None:
-            lacks = "a label to move towards" if self.config.unet.classes else "a model not trained without labels"
-            raise ValueError(f"guidance {guidance} needs {lacks}")
+            classes = self.config.unet.classes
+            what = "a label to move towards" if classes else "a model with classes; this one was trained without labels"
+            raise ValueError(f"guidance {guidance} needs {what}")
         if label is None:
             return None, guidance
         return to_device(self._checked(np.full(n, label) if isinstance(label, int) else label, n)), guidance

@@ -78,7 +78,7 @@ class PixelInpainting(PixelDiffusion):
             raise ValueError(f"the model paints images of {expected}, got {known.shape}")
         how.steps_of(self.schedule.T)  # raises now, not at the first state
         known, n = to_device(known), len(known)
-        denoise = self.denoiser(n, label=label, guidance=guidance, shown=shown(known, mask), clip=how.clip)
+        denoise = self.denoiser(*self.told(n, label, guidance), how.clip, shown(known, mask))
         denoise, x_T = keep_known(denoise, known, mask, self.schedule), self.noise(n, rng.at(0))
         return itertools.chain([x_T], how.states(denoise, x_T, self.schedule, rng.at(1)))
 
@@ -89,6 +89,6 @@ def shown(known: Array, mask: Array) -> Array:
     known: (B, H, W, C), in [-1, 1]. mask: (H, W), or (B, H, W, 1), 1 where they are known.
     Raises ValueError for another mask.
     """
-    xp, kept = array_module(known), as_mask(mask, known)
-    of_each = xp.broadcast_to(kept, (*known.shape[:3], 1)).astype(known.dtype)
-    return xp.concatenate([xp.where(kept, known, 0).astype(known.dtype), of_each], axis=-1)
+    module, kept = array_module(known), as_mask(mask, known)
+    mask_of_each = module.broadcast_to(kept, (*known.shape[:3], 1)).astype(known.dtype)
+    return module.concatenate([module.where(kept, known, 0).astype(known.dtype), mask_of_each], axis=-1)
