@@ -73,11 +73,8 @@ def main() -> None:
     if options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
-        model = (
-            PixelInpainting.load(file)
-            if checkpoint.kind_of(file) == PixelInpainting.kind
-            else PixelDiffusion.load(file)
-        )
+        kind = PixelInpainting if checkpoint.kind_of(file) == PixelInpainting.kind else PixelDiffusion
+        model = kind.load(file)
         size, channels = model.config.size, model.config.unet.channels
         x_0, mask = cli.image_of(options.image, options.data, size, channels), cli.mask_of(options.mask, size)
         states, steps = paint(model, np.repeat(x_0[None], options.n, axis=0), mask, options)
@@ -92,24 +89,15 @@ def paint(
     model: PixelDiffusion, known: np.ndarray, mask: np.ndarray, options: argparse.Namespace
 ) -> tuple[Iterator[Array], int]:
     """The states of the paintings, and how many there are: by the model's own training, or by RePaint."""
-    rng, how, n = Rng(options.seed), Sampling(steps=options.steps), len(known)
-    steps = how.steps_of(model.schedule.T)
+    o, rng, n = options, Rng(options.seed), len(known)
+    steps = Sampling(steps=o.steps).steps_of(model.schedule.T)
     if isinstance(model, PixelInpainting):
-        return model.inpaint(known, mask, rng, how, label=options.label, guidance=options.guidance), steps + 1
-    denoise = model.denoiser(*model.told(n, options.label, options.guidance))
-    way = resampled(steps, options.jump, options.resamplings)
-    states = repaint(
-        denoise,
-        model.noise(n, rng.at(0)),
-        model.schedule,
-        rng.at(1),
-        backend.to_device(known),
-        mask,
-        steps,
-        options.jump,
-        options.resamplings,
-    )
-    return states, len(way) - 1
+        how = Sampling(steps=steps)
+        return model.inpaint(known, mask, rng, how, label=o.label, guidance=o.guidance), steps + 1
+    denoise, x_T = model.denoiser(*model.told(n, o.label, o.guidance)), model.noise(n, rng.at(0))
+    known = backend.to_device(known)
+    states = repaint(denoise, x_T, model.schedule, rng.at(1), known, mask, steps, o.jump, o.resamplings)
+    return states, len(resampled(steps, o.jump, o.resamplings)) - 1
 
 
 if __name__ == "__main__":
