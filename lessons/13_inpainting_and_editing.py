@@ -52,29 +52,25 @@ BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#3c8a4e", "#777777"
 def save(figure, name):
     """Tidy up a figure and write it."""
     figure.tight_layout()
-    figure.savefig(OUT / name, dpi=130)
+    figure.savefig(OUT / name, dpi=130, bbox_inches="tight")
     plt.close(figure)
 
 
 def show(name, columns, rows=None):
     """Draw a table of digits: for each title a block of them, (rows, columns, 28, 28, 1)."""
     blocks = [np.asarray(block, np.float32).reshape(len(block), -1, 28, 28) for _, block in columns]
-    widths = [block.shape[1] for block in blocks]
-    height = len(blocks[0])
+    sheets = [grid(block.reshape(-1, 28, 28), columns=block.shape[1]) for block in blocks]
+    widths, height = [sheet.shape[1] for sheet in sheets], sheets[0].shape[0]
     figure, axes = plt.subplots(
-        1,
-        len(blocks),
-        figsize=(0.62 * sum(widths) + 0.25 * len(widths) + bool(rows), 0.66 * height + 0.5),
-        width_ratios=widths,
-        squeeze=False,
+        1, len(sheets), figsize=(0.024 * sum(widths), 0.024 * height + 0.3), width_ratios=widths, squeeze=False
     )
-    for axis, (title, _), block in zip(axes[0], columns, blocks, strict=True):
-        axis.imshow(grid(block.reshape(-1, 28, 28), columns=block.shape[1]), cmap="gray", vmin=0, vmax=255)
+    for axis, (title, _), sheet in zip(axes[0], columns, sheets, strict=True):
+        axis.imshow(sheet, cmap="gray", vmin=0, vmax=255)
         axis.set_title(title, fontsize=9)
         axis.set(xticks=[], yticks=[])
         axis.set_frame_on(False)
     if rows:
-        axes[0, 0].set_yticks(30 * np.arange(height) + 14, rows, fontsize=9)
+        axes[0, 0].set_yticks(30 * np.arange(len(rows)) + 14, rows, fontsize=9)
         axes[0, 0].tick_params(length=0)
     save(figure, name)
 
@@ -218,6 +214,8 @@ for name, (x, calls) in ways.items():
 #
 # The known halves are the digits' own in each picture. What is painted below them need not be what was hidden, since
 # much fits under an arch: what counts is whether the whole is a digit, and whether the strokes meet at the seam.
+# Replacement is off most often. RePaint pays for its digits with five times the network calls. The third way needs no
+# more calls than sampling does, but after so few seconds of training its strokes still break at the seam.
 #
 # ## SDEdit: part of the way, and back
 #
@@ -274,10 +272,10 @@ for steps in (2, 4) if QUICK else (10, 25, 50, 100):
 # The image returns. But look at the noise: for a draw from $\mathcal N(0, I)$ its standard deviation should be 1.
 #
 # The trap is the background. It is the same black in all digits, so that at small $t$ every deviation from black is
-# noise, and the equation takes it away: backwards it grows. A background of *exactly* black has no deviation to grow,
-# and ends as nothing; around the strokes, small deviations end as much too much. The round trip does not care, but what
-# else we do with this noise will. The cure is to begin with what the model knows: draw $x_{20}$ by E4, with noise of
-# standard deviation 0.04, and follow the equation from there.
+# noise, which the equation takes away, and which grows backwards. A background of *exactly* black has no deviation to
+# grow, and ends as nearly nothing. The round trip does not care, but what else we do with this noise will. The cure is
+# to begin with something that the model knows: draw $x_{20}$ by E4, with noise of standard deviation 0.04, and follow
+# the equation from there.
 
 # %%
 rows, noises = [], {}
@@ -300,8 +298,12 @@ if not QUICK:
 # ## From one digit to another
 #
 # Between two images, pixels mixed half and half are a double exposure. Mix the *noises* instead, and let DDIM draw what
-# is between. Not along the straight line: the mean of two independent noises has only half the variance, and the
-# model takes it for an image with hardly any contrast. Along the arc (`slerp`) every point is as long as the ends.
+# is between. Which mixture? The mean of two independent noises has only half the variance: no draw from
+# $\mathcal N(0, I)$, which is what the model was trained to start from. Along the arc (`slerp`) every point is as long
+# as the ends:
+#
+# $$\frac{\sin((1-w)\,\theta)}{\sin\theta}\,a + \frac{\sin(w\,\theta)}{\sin\theta}\,b, \qquad
+# \cos\theta = \frac{a \cdot b}{\lVert a\rVert\,\lVert b\rVert}.$$
 
 # %%
 a, b = noises[20]
@@ -321,6 +323,10 @@ assert lengths.min() > 0.99 * min(lengths[0], lengths[-1])
 
 # %% [markdown]
 # ![between](out/13_between.png)
+#
+# The last two rows hardly differ here: digits are black and white, and this model makes them so from noise that is too
+# weak, too. A model of photographs takes weak noise for a picture of little contrast, and paints the middle grey and
+# smooth.
 #
 # ## Exercises
 #
