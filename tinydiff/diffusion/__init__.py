@@ -3,6 +3,7 @@
 The network is any function model(x_t, t); nothing here knows how it is built.
 """
 
+from tinydiff.diffusion.edit import ddim_inverse, sdedit, slerp, start_time
 from tinydiff.diffusion.edm import (
     Column,
     churned,
@@ -12,7 +13,6 @@ from tinydiff.diffusion.edm import (
     preconditioned,
     probability_flow,
 )
-from tinydiff.diffusion.edit import ddim_inverse, sdedit, slerp, start_time
 from tinydiff.diffusion.elbo import (
     bits_per_dim,
     bound_term,
