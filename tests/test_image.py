@@ -196,6 +196,24 @@ def test_png_refuses_a_scale_that_is_not_a_whole_number(scale, tmp_path):
         image.save_png(tmp_path / "a.png", pixels(2, 2), scale)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_comes_back_as_it_was_written(channels, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    image.save_png(tmp_path / "x.png", pixels)
+    read = image.load_png(tmp_path / "x.png", channels)
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, pixels)
+    assert image.load_png(tmp_path / "x.png", 4 - channels).shape == (5, 7, 4 - channels)
+
+
+def test_what_is_no_picture_is_not_read(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(OSError, match=r"text\.png is not a picture"):
+        image.load_png(tmp_path / "text.png")
+    with pytest.raises(OSError, match="nowhere"):
+        image.load_png(tmp_path / "nowhere.png")
+
+
 def test_gif_holds_every_frame_and_rests_on_the_last(tmp_path):
     frames = [pixels(6, 5, seed=n) for n in range(3)]
     image.save_gif(tmp_path / "a.gif", frames, ms=40, hold=1500, scale=2)

@@ -63,6 +63,11 @@ def load(path: PathLike, kind: str, *, resume: bool = False) -> tuple[dict[str, 
     return arrays, meta
 
 
+def kind_of(path: PathLike) -> str:
+    """Which kind of model a checkpoint holds. path: see `find`. Raises CheckpointError as `load` does."""
+    return _load(find(path))[1]["kind"]
+
+
 def find(path: PathLike) -> pathlib.Path:
     """The checkpoint that a path names: the file itself, the one in a run's folder, or a shipped model by its name."""
     path = pathlib.Path(path)

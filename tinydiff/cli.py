@@ -12,9 +12,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, TypeVar
 
-from tinydiff import checkpoint
+import numpy as np
+
+from tinydiff import checkpoint, image
 from tinydiff.backend import DeviceError
 from tinydiff.checkpoint import CheckpointError
+from tinydiff.data import masks, mnist
 from tinydiff.data.idx import DataError
 from tinydiff.files import PathLike, make_folder
 
@@ -65,6 +68,40 @@ def _saved_at(folder: PathLike) -> float:
     """When the run in a folder was last saved, in seconds since 1970; 0 if there is none."""
     path = pathlib.Path(folder) / checkpoint.NAME
     return path.stat().st_mtime if path.exists() else 0
+
+
+def image_of(text: str, data: str, size: tuple[int, int], channels: int = 1) -> np.ndarray:
+    """The image that a user names: a test digit by its number, or a picture file of just this size.
+
+    data: where digits come from, see `mnist.load`. Returns float32 (H, W, channels) in [-1, 1].
+    Raises ValueError for a number without a digit or an image of another size, OSError for a file that is no picture.
+    """
+    if text.isdecimal():
+        images = mnist.load(data, "test").images
+        if int(text) >= len(images):
+            raise ValueError(f"the test digits of {data} are 0..{len(images) - 1}, got {text}")
+        pixels = images[int(text)][..., None]
+    else:
+        pixels = image.load_png(text, channels)
+    if pixels.shape != (*size, channels):
+        raise ValueError(f"the model takes images of {size[0]} x {size[1]} x {channels}, but {text} has {pixels.shape}")
+    return image.to_signed(pixels)
+
+
+def mask_of(text: str, size: tuple[int, int]) -> np.ndarray:
+    """The mask that a user names: the part to hide, see `masks.without`, or a picture, white where the image is known.
+
+    Returns bool (H, W), False where hidden. Raises ValueError for a picture of another size or with grey in it, OSError
+    for a file that is no picture.
+    """
+    if text in masks.PARTS:
+        return masks.without(text, size)
+    pixels = image.load_png(text)[..., 0]
+    if pixels.shape != size:
+        raise ValueError(f"the mask must have the image's size {size[0]} x {size[1]}, but {text} has {pixels.shape}")
+    if not np.isin(pixels, (0, 255)).all():
+        raise ValueError(f"a mask is black (to be painted) and white (known), but {text} has grey in it")
+    return pixels == 255
 
 
 def check_writable(path: PathLike) -> None:

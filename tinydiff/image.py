@@ -119,6 +119,21 @@ def save_png(path: PathLike, array: np.ndarray, scale: int = 1) -> None:
         picture.save(file, format="PNG")
 
 
+def load_png(path: PathLike, channels: int = 1) -> np.ndarray:
+    """Read a picture file, PNG or another that Pillow knows, as grey (1 channel) or colour (3).
+
+    Returns uint8 (H, W, channels). Raises OSError, naming the path, where it cannot be read or is no picture.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    except Image.UnidentifiedImageError as error:
+        raise OSError(f"{path} is not a picture that Pillow can read") from error
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
 def save_gif(path: PathLike, frames: Sequence[np.ndarray], ms: int = 60, hold: int = 2000, scale: int = 1) -> None:
     """Write an animation that repeats for ever and rests on its last frame.
 

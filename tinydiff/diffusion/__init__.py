@@ -1,8 +1,9 @@
-"""Diffusion, equation by equation: schedules, Gaussians, losses, samplers, guidance.
+"""Diffusion, equation by equation: schedules, Gaussians, losses, samplers, guidance, inpainting, editing.
 
 The network is any function model(x_t, t); nothing here knows how it is built.
 """
 
+from tinydiff.diffusion.edit import ddim_inverse, sdedit, slerp, start_time
 from tinydiff.diffusion.edm import (
     Column,
     churned,
@@ -42,6 +43,7 @@ from tinydiff.diffusion.gaussian import (
     target_of,
 )
 from tinydiff.diffusion.guidance import class_gradient, classifier_free, classifier_guided, guided
+from tinydiff.diffusion.inpaint import keep_known, repaint, resampled
 from tinydiff.diffusion.loss import draw_t, min_snr_weight, simple_loss, squared_error, vlb_weight
 from tinydiff.diffusion.samplers import (
     Sampling,
@@ -70,6 +72,7 @@ __all__ = [
     "classifier_free",
     "classifier_guided",
     "ddim",
+    "ddim_inverse",
     "ddpm",
     "denoiser",
     "denoising_loss",
@@ -85,6 +88,7 @@ __all__ = [
     "gaussian_log_likelihood",
     "guided",
     "heun",
+    "keep_known",
     "last",
     "learned_log_variance",
     "log_density",
@@ -99,12 +103,17 @@ __all__ = [
     "prior_term",
     "probability_flow",
     "q_sample",
+    "repaint",
+    "resampled",
     "reverse_log_density",
     "reverse_log_variance",
     "reverse_mean",
+    "sdedit",
     "simple_loss",
+    "slerp",
     "split_variance",
     "squared_error",
+    "start_time",
     "target_of",
     "timesteps",
     "trajectory_bound",

@@ -6,6 +6,7 @@ from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
 from tinydiff.models.gan import GAN, GANConfig
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
+from tinydiff.models.pixel_inpainting import PixelInpainting
 
 __all__ = [
     "GAN",
@@ -20,4 +21,5 @@ __all__ = [
     "KarrasDiffusion",
     "PixelDiffusion",
     "PixelDiffusionConfig",
+    "PixelInpainting",
 ]

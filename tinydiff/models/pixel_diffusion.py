@@ -13,7 +13,7 @@ import numpy as np
 
 from tinydiff import checkpoint
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, captured, device_of, to_device, to_numpy
+from tinydiff.backend import Array, array_module, captured, device_of, to_device, to_numpy
 from tinydiff.diffusion import (
     Sampling,
     Schedule,
@@ -138,9 +138,17 @@ class PixelDiffusion(Module):
         return model.eval()
 
     def __call__(self, x_t: Array, t: Array, label: Array | None = None, rng: Rng | None = None) -> Tensor:
-        """The network's output for x_t (B, H, W, C) at the times t (B,); a label of -1, or None, is no label."""
-        x = Tensor(x_t)
-        return self.unet(x, to_device(t, x.device), None if label is None else to_device(label, x.device), rng=rng)
+        """The network's output for x_t (B, H, W, C) at the times t (B,); a label of -1, or None, is no label.
+
+        A model with unet.extra takes its second images in the channels after those of x_t, or else sees zeros.
+        """
+        t, label, unet = _beside(t, x_t), _beside(label, x_t), self.config.unet
+        if not unet.extra:
+            return self.unet(Tensor(x_t), t, label, rng=rng)
+        if x_t.shape[-1] == unet.channels:
+            x_t = array_module(x_t).pad(x_t, ((0, 0), (0, 0), (0, 0), (0, unet.extra)))
+        x_t, shown = x_t[..., : unet.channels], x_t[..., unet.channels :]
+        return self.unet(Tensor(x_t), t, label, rng=rng, extra=Tensor(shown))
 
     def loss(self, x_0: Array, rng: Rng, label: Array | None = None) -> Tensor:
         """One draw of the training loss, the inner lines of Algorithm 1 (E17, E18; Ho et al. 2020, eq. 14).
@@ -209,27 +217,45 @@ class PixelDiffusion(Module):
         Raises ValueError for more steps than T, a label out of range, and for a label or guidance asked of a model
         without classes; at the first state for a learned variance that the model has not.
         """
-        classes = self.config.unet.classes
         how.steps_of(self.schedule.T)  # raises now, not at the first state
         if n < 1:
             raise ValueError(f"the number of images must be at least 1, got {n}")
-        if guidance is None:
-            guidance = 1.0 if classes is None else USUAL_GUIDANCE
-        if guidance != 1 and classes is None:
-            raise ValueError(f"guidance {guidance} needs a model with classes; this one was trained without labels")
-        if label is None and classes is not None:
-            label = to_numpy(rng.at(2).integers(0, classes, (n,)))
-        label = self._checked(np.full(n, label) if isinstance(label, int) else label, n)
-
-        x_T = rng.at(0).normal((n, *self.config.size, self.config.unet.channels))
-        denoise = self.denoiser(_beside(label, x_T), guidance, how.clip)
+        if label is None and self.config.unet.classes is not None:
+            label = to_numpy(rng.at(2).integers(0, self.config.unet.classes, (n,)))
+        denoise, x_T = self.denoiser(*self.told(n, label, guidance), how.clip), self.noise(n, rng.at(0))
         return itertools.chain([x_T], how.states(denoise, x_T, self.schedule, rng.at(1)))
 
-    def denoiser(self, label: Array | None = None, guidance: float = 1.0, clip: bool = True) -> Denoise:
+    def noise(self, n: int, rng: Rng) -> Array:
+        """x_T for n images: draws from N(0, I), (n, H, W, C) float32."""
+        return rng.normal((n, *self.config.size, self.config.unet.channels))
+
+    def told(
+        self, n: int, label: int | np.ndarray | None = None, guidance: float | None = None
+    ) -> tuple[Array | None, float]:
+        """What `denoiser` is told for n images: a label for each, (n,) on the device in use, or None, and s of E35.
+
+        label: the class, or one for each image, or None. guidance: by default USUAL_GUIDANCE with labels; 1, which is
+        none, without. Raises ValueError for a label out of range or asked of a model without classes, and for guidance
+        without a label to move towards.
+        """
+        if guidance is None:
+            guidance = 1.0 if label is None else USUAL_GUIDANCE
+        if guidance != 1 and label is None:
+            classes = self.config.unet.classes
+            what = "a label to move towards" if classes else "a model with classes; this one was trained without labels"
+            raise ValueError(f"guidance {guidance} needs {what}")
+        if label is None:
+            return None, guidance
+        return to_device(self._checked(np.full(n, label) if isinstance(label, int) else label, n)), guidance
+
+    def denoiser(
+        self, label: Array | None = None, guidance: float = 1.0, clip: bool = True, shown: Array | None = None
+    ) -> Denoise:
         """The network as the samplers and the bound take it: denoise(x_t, t) -> Prediction.
 
         label: (B,) on the device of x_t, one for each x_t of the batch. guidance: s of E35; other than 1 it needs a
-        label. clip: keep each guess at x_0 in [-1, 1].
+        label. clip: keep each guess at x_0 in [-1, 1]. shown: the second images of a model with unet.extra, (B, H, W,
+        extra) on the device of x_t; by default it sees zeros.
         """
         self.eval()
         learned = self.config.learned_variance
@@ -237,7 +263,7 @@ class PixelDiffusion(Module):
 
         @captured
         def network(x_t: Array, t: Array) -> Array:
-            return model(x_t, t).data
+            return model(x_t if shown is None else array_module(x_t).concatenate([x_t, shown], axis=-1), t).data
 
         return denoiser(lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target, clip, learned)
 
