@@ -1,6 +1,8 @@
 """Data sets, as host arrays, and the order in which training sees them.
 
 mnist          real digits: 5,000 in the package, all of MNIST, Fashion-MNIST, or the files of a folder
+audio          notes that the package plays, WAV files, folders of them
+spectrum       what they look like: STFT, mel spectrograms, the pitch of a note
 loader         batches whose content depends on the seed and the step alone
 idx            the file format of MNIST
 download       mirrors, checksums and the cache
