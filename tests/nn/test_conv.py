@@ -6,7 +6,7 @@ import pytest
 from tests.helpers import assert_close
 from tests.nn import reference
 from tests.nn.common import draw, layer_gradcheck, randomised, run
-from tinydiff.nn import Conv2d, Downsample, Upsample
+from tinydiff.nn import Conv1d, Conv2d, Downsample, Upsample
 from tinydiff.rng import Rng
 
 SHAPES = [(1, 4, 4, 3), (2, 5, 3, 3), (5, 3, 7, 3)]
@@ -29,6 +29,25 @@ def test_each_image_can_have_its_own_bias(kernel, device):
     y, weights = run(layer, x, bias)
     assert_close(y, reference.conv(x, weights) + bias[:, None, None, :], rtol=1e-13)
     assert layer_gradcheck(layer, x, bias) <= 1e-6
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (3, 4), (5, 2)])
+def test_sequences(kernel, dilation, device):
+    x, bias, layer = draw(2, 9, 3), draw(2, 4, seed=1), Conv1d(3, 4, Rng(), kernel=kernel, dilation=dilation)
+    randomised(layer)
+    y, weights = run(layer, x, bias)
+    spread = np.zeros(((kernel - 1) * dilation + 1, 1, 3, 4))  # as an image of width 1, its kernel with gaps
+    spread[::dilation, 0] = weights["weight"]
+    reach = (kernel - 1) * dilation // 2
+    padded = np.pad(x, ((0, 0), (reach, reach), (0, 0)))[:, :, None]
+    wide = [np.einsum("buvi,uvio->bo", padded[:, i : i + len(spread)], spread) for i in range(9)]
+    assert_close(y, np.stack(wide, axis=1) + weights["bias"] + bias[:, None], rtol=1e-13)
+    assert layer_gradcheck(layer, x, bias) <= 1e-6
+
+
+def test_an_even_number_of_taps_is_refused():
+    with pytest.raises(ValueError, match="odd number of taps, got 2"):
+        Conv1d(1, 1, Rng(), kernel=2)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

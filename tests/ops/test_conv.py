@@ -96,6 +96,40 @@ CASES = [
 ]
 
 
+def convolved_1d(x, weight, bias=None, dilation=1, padding=0):
+    """Each output sums over the taps the sample that each falls on times its matrix."""
+    (B, L, _), (k, _, Co) = x.shape, weight.shape
+    y = np.zeros((B, L + 2 * padding - (k - 1) * dilation, Co))
+    for i, u in itertools.product(range(y.shape[1]), range(k)):
+        if 0 <= (place := i + dilation * u - padding) < L:
+            y[:, i] += x[:, place] @ weight[u]
+    return y + (0 if bias is None else bias if bias.ndim == 1 else bias[:, None])
+
+
+CASES += [
+    Case(
+        "conv1d",
+        (shape, (taps, shape[2], 3), *([(shape[0], 3) if bias == "each" else (3,)] if bias else [])),
+        lambda *a, d=dilation, p=padding: convolved_1d(*a, dilation=d, padding=p),
+        settings={"dilation": dilation, "padding": padding},
+        terms=50,
+    )
+    for shape, taps, dilation, padding, bias in [
+        ((1, 1, 1), 1, 1, 0, True),
+        ((2, 7, 2), 1, 3, 0, "each"),
+        ((2, 7, 2), 3, 1, 1, True),
+        ((3, 8, 2), 3, 2, 2, False),
+        ((2, 9, 4), 3, 4, 4, "each"),
+        ((2, 9, 4), 3, 4, 0, True),
+        ((2, 5, 2), 3, 8, 8, True),  # both outer taps fall outside
+        ((2, 6, 2), 2, 3, 1, True),
+        ((1, 12, 3), 5, 2, 4, "each"),
+        ((2, 6, 2), 3, 1, 4, True),  # more zeros than the kernel spans
+        ((5, 40, 20), 3, 5, 5, True),
+    ]
+]
+
+
 @each(CASES)
 def test_value(case, device):
     check_values(case)
@@ -128,6 +162,21 @@ def test_the_transposed_convolution_is_the_adjoint():
 def test_shapes_that_do_not_fit_are_named(op, x, weight, settings, message):
     with pytest.raises(ValueError, match=message):
         op(Tensor(np.zeros(x)), Tensor(np.zeros(weight)), **settings)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "settings", "message"),
+    [
+        ((4, 3), (3, 3, 3), {}, r"\(B, L, C\).*got \(4, 3\)"),
+        ((1, 4, 3), (3, 2, 3), {}, r"got \(1, 4, 3\) and \(3, 2, 3\)"),
+        ((1, 4, 3), (3, 3, 3), {"dilation": 0}, "dilation must be >= 1.*got 0"),
+        ((1, 4, 3), (3, 3, 3), {"padding": -1}, "padding >= 0, got 1 and -1"),
+        ((1, 4, 3), (3, 3, 3), {"dilation": 2}, "a sequence of 4 is too short for a kernel that spans 5"),
+    ],
+)
+def test_sequences_that_do_not_fit_are_named(x, weight, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ops.conv1d(Tensor(np.zeros(x)), Tensor(np.zeros(weight)), **settings)
 
 
 def test_a_padding_that_leaves_nothing_is_named():

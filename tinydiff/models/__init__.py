@@ -2,6 +2,7 @@
 
 from tinydiff.models.binomial_diffusion import BinomialDiffusion, BinomialDiffusionConfig
 from tinydiff.models.classifier import Classifier, ClassifierConfig
+from tinydiff.models.diffwave import DiffWave, DiffWaveConfig
 from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
 from tinydiff.models.gan import GAN, GANConfig
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
@@ -14,6 +15,8 @@ __all__ = [
     "BinomialDiffusionConfig",
     "Classifier",
     "ClassifierConfig",
+    "DiffWave",
+    "DiffWaveConfig",
     "DigitVAE",
     "DigitVAEConfig",
     "GANConfig",

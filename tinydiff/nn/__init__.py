@@ -1,7 +1,7 @@
 """Layers: modules that hold parameters, up to the U-Net and the transformer."""
 
 from tinydiff.nn.attention import CrossAttention, SelfAttention
-from tinydiff.nn.conv import Conv2d, Downsample, Upsample
+from tinydiff.nn.conv import Conv1d, Conv2d, Downsample, Upsample
 from tinydiff.nn.embedding import Embedding, TimeEmbedding, sinusoidal
 from tinydiff.nn.linear import Linear
 from tinydiff.nn.mlp import MLP, MLPConfig
@@ -12,7 +12,7 @@ from tinydiff.nn.transformer import Transformer, TransformerBlock, TransformerCo
 from tinydiff.nn.unet import UNet, UNetConfig
 
 __all__ = [
-    "MLP", "Conv2d", "CrossAttention", "Downsample", "Embedding", "GroupNorm", "LayerNorm", "Linear", "MLPConfig",
-    "Module", "Parameter", "ResBlock", "SelfAttention", "TimeEmbedding", "Transformer", "TransformerBlock",
-    "TransformerConfig", "UNet", "UNetConfig", "Upsample", "sinusoidal",
+    "MLP", "Conv1d", "Conv2d", "CrossAttention", "Downsample", "Embedding", "GroupNorm", "LayerNorm", "Linear",
+    "MLPConfig", "Module", "Parameter", "ResBlock", "SelfAttention", "TimeEmbedding", "Transformer",
+    "TransformerBlock", "TransformerConfig", "UNet", "UNetConfig", "Upsample", "sinusoidal",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Convolution layers, channels last, and changes of resolution."""
+"""Convolution layers, channels last: of images and of sequences; changes of resolution."""
 
 from __future__ import annotations
 
@@ -34,6 +34,25 @@ class Conv2d(Module):
     def __call__(self, x: Tensor, image_bias: Tensor | None = None) -> Tensor:
         bias = self.bias if image_bias is None else self.bias + image_bias
         return ops.conv2d(x, self.weight, bias, stride=self.stride, padding=self.padding)
+
+
+class Conv1d(Module):
+    """A convolution of sequences (B, L, inputs), its k taps `dilation` apart: (B, L, outputs) (E38).
+
+    Zeros around the sequence keep its length; each output sees as far to both sides, so k must be odd. `zero` starts
+    the kernel at zero. A call may add a bias of each sequence's own, (B, outputs). Raises ValueError for an even k.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rng: Rng, *, kernel: int = 3, dilation: int = 1, zero: bool = False):
+        if kernel % 2 == 0:
+            raise ValueError(f"a kernel that sees as far to both sides has an odd number of taps, got {kernel}")
+        self.dilation, self.padding = dilation, (kernel - 1) // 2 * dilation
+        self.weight = fan_in_normal((kernel, inputs, outputs), kernel * inputs, rng, float(not zero))
+        self.bias = constant(0, outputs, rng.device)
+
+    def __call__(self, x: Tensor, sequence_bias: Tensor | None = None) -> Tensor:
+        bias = self.bias if sequence_bias is None else self.bias + sequence_bias
+        return ops.conv1d(x, self.weight, bias, dilation=self.dilation, padding=self.padding)
 
 
 class Downsample(Module):

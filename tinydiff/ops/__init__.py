@@ -1,7 +1,7 @@
 """The ops: functions of tensors that can be differentiated. Each gives forward and derivative on one screen."""
 
 from tinydiff.autograd import Tensor
-from tinydiff.ops.conv import conv2d, conv_transpose2d
+from tinydiff.ops.conv import conv1d, conv2d, conv_transpose2d
 from tinydiff.ops.elementwise import (
     absolute,
     add,
@@ -47,7 +47,7 @@ from tinydiff.ops.shape import (
 from tinydiff.ops.softmax import attention, log_softmax, self_attention, softmax
 
 __all__ = [
-    "absolute", "add", "attention", "broadcast_to", "clip", "concat", "conv2d", "conv_transpose2d", "cos",
+    "absolute", "add", "attention", "broadcast_to", "clip", "concat", "conv1d", "conv2d", "conv_transpose2d", "cos",
     "cross_entropy", "depth_to_space", "div", "downsample_average", "dropout", "exp", "gelu", "getitem",
     "group_norm", "kl_standard_normal", "layer_norm", "linear", "log", "log_normal_cdf", "log_softmax", "matmul",
     "max", "maximum", "mean", "minimum", "mse_loss", "mul", "neg", "pad", "power", "relu", "reshape",

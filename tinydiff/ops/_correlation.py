@@ -20,13 +20,15 @@ from tinydiff import backend
 from tinydiff.backend import Array, array_module
 
 
-def choose_way(x: Array, weight_shape: Any, size: Any, stride: int, spread: int) -> type[Windows] | type[Winograd]:
+def choose_way(
+    x: Array, weight_shape: Any, size: Any, stride: int, spread: int, dilation: int = 1
+) -> type[Windows] | type[Winograd]:
     """Winograd's way where it is the faster: 3 x 3, stride 1, in float32 on the CPU, with enough channels and tiles.
 
     Its kernel has four times the numbers: for a few tiles it is not worth making. float64 always goes the exact way.
     """
     kh, kw, C, Co = weight_shape
-    fits = (kh, kw, stride, spread) == (3, 3, 1, 1) and x.dtype == np.float32 and array_module(x) is np
+    fits = (kh, kw, stride, spread, dilation) == (3, 3, 1, 1, 1) and x.dtype == np.float32 and array_module(x) is np
     tiles = len(x) * -(-size[0] // 4) * -(-size[1] // 4)
     return Winograd if fits and min(C, Co) >= 16 and tiles >= 8 else Windows
 
@@ -52,15 +54,20 @@ class _Frame:
 
 
 class Windows:
-    """Each output pixel's window, the kh x kw x C inputs that it sees, becomes a row of a matrix."""
+    """Each output pixel's window, the kh x kw x C inputs that it sees, `dilation` apart, becomes a row of a matrix."""
 
-    def __init__(self, x: Array, weight_shape: Any, size: Any, stride: int, offset: Any, spread: int, n: int):
+    def __init__(
+        self, x: Array, weight_shape: Any, size: Any, stride: int, offset: Any, spread: int, dilation: int, n: int
+    ):
         xp, (kh, kw, C, _), (H, W) = array_module(x), weight_shape, size
         self.n = n
-        self._frame = _Frame(x, ((H - 1) * stride + kh, (W - 1) * stride + kw), offset, spread, n)
+        reach = ((H - 1) * stride + (kh - 1) * dilation + 1, (W - 1) * stride + (kw - 1) * dilation + 1)
+        self._frame = _Frame(x, reach, offset, spread, n)
         sb, sy, sx, sc = self._frame.pixels.strides
         self._view = xp.lib.stride_tricks.as_strided(
-            self._frame.pixels, (n, H, W, kh, kw, C), (sb, sy * stride, sx * stride, sy, sx, sc)
+            self._frame.pixels,
+            (n, H, W, kh, kw, C),
+            (sb, sy * stride, sx * stride, sy * dilation, sx * dilation, sc),
         )
         self._rows = xp.empty(self._view.shape, x.dtype)
 
@@ -115,7 +122,9 @@ class Winograd:
     alike, the gradient with respect to w is Gᵀ [(A g Aᵀ) ⊙ (Bᵀ d B)] G. Buffers have the entries' two axes first.
     """
 
-    def __init__(self, x: Array, weight_shape: Any, size: Any, stride: int, offset: Any, spread: int, n: int):
+    def __init__(
+        self, x: Array, weight_shape: Any, size: Any, stride: int, offset: Any, spread: int, dilation: int, n: int
+    ):
         (_, _, C, Co), (H, W) = weight_shape, size
         tiles = (n, -(-H // 4), -(-W // 4))
         self.n, self._N = n, math.prod(tiles)

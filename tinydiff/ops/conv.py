@@ -1,4 +1,4 @@
-"""Convolution, channels last: images (B, H, W, C), kernels (kh, kw, C, C').
+"""Convolution, channels last: images (B, H, W, C), kernels (kh, kw, C, C'); sequences (B, L, C), kernels (k, C, C').
 
 A convolution is a matrix product: each output pixel is one row, the kh x kw x C inputs that it sees (a "window")
 times the kernel as a (kh kw C) x C' matrix. Laying out all windows of a batch would take kh kw times the images'
@@ -39,12 +39,46 @@ def conv2d(x: Array, weight: Array, bias: Array | None = None, *, stride: int = 
     def vjp(g: Array) -> tuple[Any, ...]:
         gradients = (
             lambda: _correlate(g, _turned(weight), None, x.shape[1:3], 1, (kh - 1 - padding, kw - 1 - padding), stride),
-            lambda: _weight_gradient(x, g, weight.shape, stride, padding),
+            lambda: _weight_gradient(x, g, weight.shape, stride, (padding, padding)),
             lambda: _bias_gradient(g, bias),
         )
         return gradients if bias is not None else gradients[:2]
 
     return y, vjp
+
+
+@op
+def conv1d(x: Array, weight: Array, bias: Array | None = None, *, dilation: int = 1, padding: int = 0) -> Any:
+    """y[b, i] = bias + Σ_u x[b, i + d u − p] · weight[u], zero outside the sequence.
+
+    Taps d >= 1 apart, the dilation, see far with few weights: the sound of (k − 1) d + 1 samples. A sequence is taken
+    as an image of height 1.
+    x: (B, L, C), weight: (k, C, C'), bias: (C',), or (B, C') to give each sequence its own, or None; padding p >= 0.
+    Gives (B, L', C') with L' = L + 2p − (k − 1) d. Raises ValueError for shapes that do not fit.
+    (E38; van den Oord et al. 2016, section 2.1)
+    """
+    if x.ndim != 3 or weight.ndim != 3 or x.shape[2] != weight.shape[1]:
+        raise ValueError(f"x must be (B, L, C) and the kernel (k, C, C'), got {x.shape} and {weight.shape}")
+    if dilation < 1 or padding < 0:
+        raise ValueError(f"dilation must be >= 1 and padding >= 0, got {dilation} and {padding}")
+    reach = (len(weight) - 1) * dilation
+    size = (1, x.shape[1] + 2 * padding - reach)
+    if size[1] < 1:
+        raise ValueError(f"a sequence of {x.shape[1]} is too short for a kernel that spans {reach + 1}")
+    image, kernel = x[:, None], weight[None]
+    y = _correlate(image, kernel, bias, size, 1, (0, padding), dilation=dilation)
+
+    def vjp(g: Array) -> tuple[Any, ...]:
+        g = g[:, None]
+        shape, turned = image.shape[1:3], _turned(kernel)
+        gradients = (
+            lambda: _correlate(g, turned, None, shape, 1, (0, reach - padding), dilation=dilation)[:, 0],
+            lambda: _weight_gradient(image, g, kernel.shape, 1, (0, padding), dilation)[0],
+            lambda: _bias_gradient(g, bias),
+        )
+        return gradients if bias is not None else gradients[:2]
+
+    return y[:, 0], vjp
 
 
 @op
@@ -65,7 +99,7 @@ def conv_transpose2d(x: Array, weight: Array, bias: Array | None = None, *, stri
     def vjp(g: Array) -> tuple[Any, ...]:
         gradients = (
             lambda: _correlate(g, weight, None, x.shape[1:3], stride, (padding, padding)),
-            lambda: _weight_gradient(g, x, weight.shape, stride, padding),
+            lambda: _weight_gradient(g, x, weight.shape, stride, (padding, padding)),
             lambda: _bias_gradient(g, bias),
         )
         return gradients if bias is not None else gradients[:2]
@@ -95,6 +129,7 @@ def _correlate(
     stride: int,
     offset: tuple[int, int],
     spread: int = 1,
+    dilation: int = 1,
 ) -> Array:
     """The windows of x times the kernel, plus the bias: (B, *size, C')."""
     B, (kh, kw, C, Co) = len(x), weight.shape
@@ -103,11 +138,11 @@ def _correlate(
         y = backend.matmul(x.reshape(-1, C), weight.reshape(C, Co)).reshape(y.shape)
         return y if bias is None else _add_bias(y, bias)
 
-    way = choose_way(x, weight.shape, size, stride, spread)
+    way = choose_way(x, weight.shape, size, stride, spread, dilation)
     kernel = way.kernel(weight)
 
     def work(start: int, stop: int) -> None:
-        for some, block in blocks(way, x, start, stop, weight.shape, size, stride, offset, spread):
+        for some, block in blocks(way, x, start, stop, weight.shape, size, stride, offset, spread, dilation):
             block.correlate(x[some], kernel, y[some])
             if bias is not None:
                 _add_bias(y[some], bias if bias.ndim == 1 else bias[some])
@@ -130,17 +165,19 @@ def _bias_gradient(g: Array, bias: Array) -> Array:
     return backend.product(array_module(g).ones((1, pixels.shape[1]), g.dtype), pixels)[:, 0]
 
 
-def _weight_gradient(x: Array, g: Array, shape: tuple[int, ...], stride: int, padding: int) -> Array:
+def _weight_gradient(
+    x: Array, g: Array, shape: tuple[int, ...], stride: int, offset: tuple[int, int], dilation: int = 1
+) -> Array:
     """Σ over images and pixels of (window of x) ⊗ (gradient of the output pixel), in the kernel's shape."""
     kh, kw, C, Co = shape
-    if kh == kw == stride == 1 and padding == 0:
+    if kh == kw == stride == 1 and offset == (0, 0):
         return backend.matmul_transposed(x.reshape(-1, C), g.reshape(-1, Co)).reshape(shape)
 
-    way, offset = choose_way(x, shape, g.shape[1:3], stride, 1), (padding, padding)
+    way = choose_way(x, shape, g.shape[1:3], stride, 1, dilation)
 
     def work(start: int, stop: int) -> Array:
         total: Any = 0
-        for some, block in blocks(way, x, start, stop, shape, g.shape[1:3], stride, offset, 1):
+        for some, block in blocks(way, x, start, stop, shape, g.shape[1:3], stride, offset, 1, dilation):
             total += block.gradient(x[some], g[some])
         return total
 
