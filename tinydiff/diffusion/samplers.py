@@ -31,11 +31,11 @@ from tinydiff.backend import Array
 from tinydiff.diffusion.gaussian import (
     Prediction,
     check_trajectory,
-    learned_log_variance,
     log_density,
     posterior,
     predict,
     q_sample,
+    reverse_log_variance,
     target_of,
 )
 from tinydiff.diffusion.schedule import Schedule
@@ -124,16 +124,10 @@ def ddpm(
 def reverse_sigma(prediction: Prediction, t: int, schedule: Schedule, variance: str | None) -> Any:
     """The standard deviation sigma_t of `ddpm`'s step (E13): a number, or one for each number of x_t if it was learned.
 
-    variance: as in `ddpm`. Raises ValueError for another, or if the network did not learn one.
+    The square root of `reverse_log_variance`'s exponential, which says more.
     """
-    if variance is None:
-        variance = "posterior" if prediction.v is None else "learned"
-    if variance != "learned":
-        return schedule.reverse_variance(variance)[t].item() ** 0.5
-    if prediction.v is None:
-        raise ValueError("variance 'learned' needs a network that learned one; this one takes 'posterior' or 'beta'")
-    log_variance = learned_log_variance(prediction.v, t, schedule)
-    return backend.array_module(log_variance).exp(log_variance / 2)
+    half = reverse_log_variance(prediction, t, schedule, variance) / 2
+    return math.exp(half) if isinstance(half, float) else backend.array_module(half).exp(half)
 
 
 def ddim(
