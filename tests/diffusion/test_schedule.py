@@ -153,11 +153,11 @@ def test_zero_terminal_snr_is_the_papers_algorithm(schedule):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         zero = schedule.zero_terminal_snr()
+        assert zero.log_alpha_bar[-1] == zero.half_log_snr[-1] == -math.inf
+        assert not np.isnan(np.concatenate([zero.posterior_variance[1:], zero.posterior_log_variance[1:]])).any()
     np.testing.assert_allclose(zero.alpha_bar[1:], expected, rtol=1e-6, atol=1e-15)
     assert zero.alpha_bar[-1] == zero.snr[-1] == zero.terminal_kl() == 0
     assert zero.beta[-1] == zero.one_minus_alpha_bar[-1] == 1
-    assert zero.log_alpha_bar[-1] == zero.half_log_snr[-1] == -math.inf
-    assert not np.isnan(np.concatenate([zero.posterior_variance[1:], zero.posterior_log_variance[1:]])).any()
 
 
 def test_zero_terminal_snr_of_one_step():

@@ -327,5 +327,5 @@ class Sampling:
         return self.steps
 
     def states(self, denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng) -> Iterator[Array]:
-        """The states that the chosen sampler yields, after each of `steps_of(schedule.T)` steps."""
+        """The states that the chosen sampler yields, one after each step. Raises as `steps_of` does, at once."""
         return SAMPLERS[self.sampler](denoise, x_T, schedule, rng, self)

@@ -239,7 +239,6 @@ class DiffWave(Module):
         x_0 in [-1, 1]. Equal rng, equal x_T, whatever the sampler and steps.
         Raises ValueError for more steps than T, conditions that do not fit, and guidance of a model without classes.
         """
-        how.steps_of(self.schedule.T)  # raises now, not at the first state
         if n < 1:
             raise ValueError(f"the number of waves must be at least 1, got {n}")
         if guidance != 1 and self.label is None:

@@ -217,7 +217,6 @@ class PixelDiffusion(Module):
         Raises ValueError for more steps than T, a label out of range, and for a label or guidance asked of a model
         without classes; at the first state for a learned variance that the model has not.
         """
-        how.steps_of(self.schedule.T)  # raises now, not at the first state
         if n < 1:
             raise ValueError(f"the number of images must be at least 1, got {n}")
         if label is None and self.config.unet.classes is not None:

@@ -76,7 +76,6 @@ class PixelInpainting(PixelDiffusion):
         if known.ndim != 4 or known.shape[1:] != (*self.config.size, self.config.unet.channels):
             expected = (*self.config.size, self.config.unet.channels)
             raise ValueError(f"the model paints images of {expected}, got {known.shape}")
-        how.steps_of(self.schedule.T)  # raises now, not at the first state
         known, n = to_device(known), len(known)
         denoise = self.denoiser(*self.told(n, label, guidance), how.clip, shown(known, mask))
         denoise, x_T = keep_known(denoise, known, mask, self.schedule), self.noise(n, rng.at(0))
