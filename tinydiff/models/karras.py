@@ -40,12 +40,15 @@ class KarrasConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """The configuration that dataclasses.asdict turned into these fields, tuples having become lists in JSON."""
-        tuples = {name: tuple(fields["unet"][name]) for name in ("multipliers", "attention")}
-        return cls(UNetConfig(**fields["unet"] | tuples), tuple(fields["size"]), fields["column"], fields["sigma_data"])
+        return cls(**_tuples(fields) | {"unet": UNetConfig(**_tuples(fields["unet"]))})
 
     def table_column(self) -> Column:
         """The column itself."""
         return Column.edm(sigma_data=self.sigma_data) if self.column == "edm" else COLUMNS[self.column]()
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 class KarrasDiffusion(Module):
