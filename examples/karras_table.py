@@ -6,7 +6,8 @@
 
 The columns (E22; Karras et al. 2022, Table 1) are VP, VE, iDDPM + DDIM, and the paper's own, EDM. Each network is
 sampled twice: as its own column says, and as EDM says, which any network allows. A sample's quality is how far its
-features are from those of real digits (Fréchet distance, less is better).
+features are from those of real digits (Fréchet distance, less is better). Expect noise from VE's own sampling: its time
+steps need hundreds of evaluations (lesson 11 says why), and EDM's do not.
 
 The same command goes on where it was stopped: a column that has been trained is not trained again. The folder of the
 run receives a folder for each column, table.png and samples.png.
