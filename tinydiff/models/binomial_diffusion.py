@@ -43,9 +43,7 @@ class BinomialDiffusionConfig:
             raise ValueError(f"steps and sizes must be at least 1, and the width even, got {self}")
         u = self.unet
         if u and (u.channels != 1 or u.classes or u.context or u.extra or u.outputs):
-            raise ValueError(
-                f"a model of bits is told only x_t, of one channel, and t, and gives as many; got {u}"
-            )
+            raise ValueError(f"a model of bits is told only x_t, of one channel, and t, and gives as many; got {u}")
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
