@@ -169,10 +169,9 @@ waves = nn.sinusoidal(np.arange(1, 1001), 64)
 figure, (left_axis, right_axis) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained", width_ratios=(1.5, 1))
 left_axis.imshow(waves.T, aspect="auto", cmap="RdBu_r", extent=(1, 1000, 64, 0), interpolation="nearest")
 left_axis.set(xlabel="t", ylabel="channel: sines, then cosines", title="the embedding of every t")
-alike = waves[::10] @ waves[::10].T / 32  # each vector has length √32
-shown = right_axis.imshow(alike, cmap="viridis", extent=(1, 1000, 1000, 1))
-right_axis.set(xlabel="t", ylabel="t'", title="how alike two times are (cosine)")
-figure.colorbar(shown, ax=right_axis)
+right_axis.plot(np.arange(1, 1001), waves @ waves[499] / 32, color=BLUE)  # each vector has length √32
+right_axis.set(xlabel="t", ylim=(0, 1.05), title="how like the embedding of 500 it is (cosine)")
+right_axis.spines[["top", "right"]].set_visible(False)
 save(figure, "08_time.png")
 
 # %% [markdown]

@@ -124,8 +124,9 @@ def test_loss_on_a_device(device, config):
         (lambda: dataclasses.replace(CONFIG, T=0), "T=0"),
         (lambda: dataclasses.replace(SEQUENCE, width=7), "width even, got .*width=7"),
         (lambda: dataclasses.replace(CONFIG, size=(0, 4)), r"size=\(0, 4\)"),
-        (lambda: dataclasses.replace(CONFIG, unet=dataclasses.replace(UNET, classes=3)), "nothing but x_t and t"),
-        (lambda: dataclasses.replace(CONFIG, unet=dataclasses.replace(UNET, outputs=2)), "nothing but x_t and t"),
+        (lambda: dataclasses.replace(CONFIG, unet=dataclasses.replace(UNET, classes=3)), "told only x_t"),
+        (lambda: dataclasses.replace(CONFIG, unet=dataclasses.replace(UNET, channels=3)), "of one channel"),
+        (lambda: dataclasses.replace(CONFIG, unet=dataclasses.replace(UNET, outputs=2)), "gives as many"),
     ],
 )
 def test_refused(ask, words):

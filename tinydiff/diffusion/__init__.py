@@ -1,6 +1,7 @@
 """Diffusion, equation by equation: schedules, Gaussians, losses, samplers, guidance, inpainting, editing.
 
-The network is any function model(x_t, t); nothing here knows how it is built.
+The network is any function model(x_t, t); nothing here knows how it is built. All of this is Gaussian; the same for
+bits is the module `binomial`.
 """
 
 from tinydiff.diffusion.edit import ddim_inverse, sdedit, slerp, start_time

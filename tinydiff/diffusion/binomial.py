@@ -178,6 +178,16 @@ def probability(log_odds: Any) -> Tensor:
     return ops.exp(-ops.log(1.0 + ops.exp(-ops.clip(log_odds, low=-SUREST, high=SUREST))))
 
 
+def reverse_step(log_odds: Any, likelihood: Array, alpha_bar_prev: Any) -> tuple[Tensor, Tensor]:
+    """p_theta(x_{t-1} = 1 | x_t), the posterior at the network's guess of x_0, and 1 minus it, both exact where tiny.
+
+    log_odds: the network's output at x_t, (B, ...), a Tensor or an array. likelihood, alpha_bar_prev: as
+    `evidence(x_t, t, schedule)` gives them. Returns two Tensors (B, ...). (E21)
+    """
+    p = _posterior(probability(log_odds), likelihood, alpha_bar_prev)
+    return p, _posterior(probability(-log_odds), 1 - likelihood, alpha_bar_prev)  # 0 and 1 having changed places
+
+
 def ancestral(denoise: Denoise, x_T: Array, schedule: BinomialSchedule, rng: Rng) -> Iterator[Array]:
     """Sample by the reverse process, yielding x_{T-1}, ..., x_0, each drawn from p_theta(x_{t-1} | x_t).
 
@@ -185,7 +195,8 @@ def ancestral(denoise: Denoise, x_T: Array, schedule: BinomialSchedule, rng: Rng
     """
     x_t = x_T
     for t in range(schedule.T, 0, -1):
-        x_t = draw_bits(posterior(x_t, probability(denoise(x_t, t)).data, t, schedule), rng)
+        p, _ = reverse_step(denoise(x_t, t), *evidence(x_t, t, schedule))
+        x_t = draw_bits(p.data, rng)
         yield x_t
 
 
@@ -205,17 +216,13 @@ def _log(p: Any) -> Tensor:
 
 
 def reverse_kl(log_odds: Any, x_0: Array, likelihood: Array, alpha_bar_prev: Any) -> Tensor:
-    """KL(q(x_{t-1} | x_t, x_0) to p_theta(x_{t-1} | x_t)) of each bit, to train a network with. At t = 1, where q is
-    certain of x_0, it is -log p_theta(x_0 | x_1).
+    """KL(q(x_{t-1} | x_t, x_0) to p_theta(x_{t-1} | x_t)) of each bit, to train a network with.
 
-    log_odds: the network's output at x_t, (B, ...), a Tensor or an array. x_0: (B, ...). likelihood, alpha_bar_prev:
-    as `evidence(x_t, t, schedule)` gives them. Returns a Tensor (B, ...).
-    (E21, E11; Sohl-Dickstein et al. 2015, eq. 14)
+    At t = 1, where q is certain of x_0, it is -log p_theta(x_0 | x_1). x_0: (B, ...). The rest: see `reverse_step`.
+    Returns a Tensor (B, ...). (E21, E11; Sohl-Dickstein et al. 2015, eq. 14)
     """
     q = _posterior(x_0, likelihood, alpha_bar_prev)
-    p = _posterior(probability(log_odds), likelihood, alpha_bar_prev)
-    not_p = _posterior(probability(-log_odds), 1 - likelihood, alpha_bar_prev)  # 0 and 1 having changed places
-    return bernoulli_kl(q, p, not_p)
+    return bernoulli_kl(q, *reverse_step(log_odds, likelihood, alpha_bar_prev))
 
 
 def bound(x_0: Array, denoise: Denoise, schedule: BinomialSchedule, rng: Rng) -> np.ndarray:
@@ -276,9 +283,7 @@ def _log_weight(x_0: Array, denoise: Denoise, schedule: BinomialSchedule, rng: R
     """log p_theta(x_{0:T})/q(x_{1:T} | x_0) for one trajectory of each sample."""
     x_prev, total = x_0, _per_sample(array_module(x_0).full_like(x_0, -math.log(2)))  # log p(x_T)
     for t, x_t in enumerate(forward_trajectory(x_0, schedule, rng), start=1):
-        log_odds = denoise(x_t, t)
-        p = posterior(x_t, probability(log_odds), t, schedule)
-        not_p = posterior(1 - x_t, probability(-log_odds), t, schedule)
+        p, not_p = reverse_step(denoise(x_t, t), *evidence(x_t, t, schedule))
         step = step_probability(x_prev, t, schedule)
         log_p = x_prev * _log(p) + (1 - x_prev) * _log(not_p)
         log_q = x_t * _log(step) + (1 - x_t) * _log(1 - step)

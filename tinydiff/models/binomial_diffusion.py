@@ -41,8 +41,9 @@ class BinomialDiffusionConfig:
     def __post_init__(self) -> None:
         if min(self.T, self.width, *self.size) < 1 or self.width % 2:
             raise ValueError(f"steps and sizes must be at least 1, and the width even, got {self}")
-        if self.unet and (self.unet.classes or self.unet.context or self.unet.extra or self.unet.outputs):
-            raise ValueError(f"a model of bits is told nothing but x_t and t, and gives as many bits, got {self.unet}")
+        u = self.unet
+        if u and (u.channels != 1 or u.classes or u.context or u.extra or u.outputs):
+            raise ValueError(f"a model of bits is told only x_t, of one channel, and t, and gives as many; got {u}")
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
