@@ -213,7 +213,7 @@ assert np.mean(views["one level"] > 0.01) < 0.5 < np.mean(views["three levels"] 
 #
 # A 3 x 3 convolution sees one pixel further; at the bottom of the U that is four pixels of the image. (The faint glow
 # everywhere is GroupNorm's, whose mean and variance are of the whole image.) For 28 pixels three levels are enough to
-# reach everywhere. **Attention** makes distance count for nothing: each place asks all others at once,
+# reach everywhere. **Attention** (**E27**) makes distance count for nothing: each place asks all others at once,
 # $\mathrm{softmax}(QK^\top/\sqrt d)\,V$. With $N$ places that costs $N^2$, which is why only the small images at the
 # bottom have it: 49 places there, 784 at the top, which would be 256 times the work.
 #

@@ -1,4 +1,7 @@
-"""Fréchet and kernel distance, precision and recall, copies: closed forms, loops, and sets whose answer is plain."""
+"""What the trilemma (E39) is measured by, against closed forms, loops, and sets whose answer is plain.
+
+Fréchet and kernel distance, precision and recall, copies.
+"""
 
 import itertools
 import math

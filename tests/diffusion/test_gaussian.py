@@ -1,5 +1,6 @@
 """E1, E2, E4, E12, E15: every reference here knows only the betas, one number at a time."""
 
+import itertools
 import math
 from statistics import NormalDist
 
@@ -213,6 +214,33 @@ def test_predictions_are_stable_in_float32_at_both_ends(make, target):
         assert x0.dtype == eps.dtype == np.float32 and np.isfinite(x0).all() and np.isfinite(eps).all()
         signal, noise = schedule.alpha_bar[t] ** 0.5, (1 - schedule.alpha_bar[t]) ** 0.5
         np.testing.assert_allclose(signal * x0.astype(float) + noise * eps.astype(float), x_t, atol=2e-6)
+
+
+def normal_density(x, mean, variance):
+    return np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+
+
+def kl_from_gaussian(density, grid):
+    """The divergence of a density on a grid from the Gaussian with its mean and variance, in nats."""
+    step = grid[1] - grid[0]
+    mean = (density * grid).sum() * step
+    variance = (density * (grid - mean) ** 2).sum() * step
+    best = normal_density(grid, mean, variance)
+    return (density * np.log((density + 1e-300) / (best + 1e-300))).sum() * step
+
+
+def test_the_exact_reverse_is_nearly_gaussian_for_small_beta():
+    """E9: q(x_{t-1} | x_t) of data in two clusters, by Bayes' rule on E1, nears a Gaussian faster than beta nears 0."""
+    grid = np.linspace(-4, 4, 4001)
+    clusters = (normal_density(grid, -1, 0.1) + normal_density(grid, 1, 0.1)) / 2
+    divergences = []
+    for beta in (0.3, 0.1, 0.03, 0.01, 0.003):
+        mean, std = forward_marginal(grid, 1, quiet([beta]))
+        reverses = [clusters * normal_density(x_t, mean, std**2) for x_t in (-1.0, -0.3, 0.0, 0.5)]
+        reverses = [reverse / reverse.sum() / (grid[1] - grid[0]) for reverse in reverses]
+        divergences.append(max(kl_from_gaussian(reverse, grid) for reverse in reverses))
+    assert all(later < earlier for earlier, later in itertools.pairwise(divergences))
+    assert divergences[0] > 0.1 and divergences[-1] < divergences[0] / 100
 
 
 @PROPERTY

@@ -1,4 +1,4 @@
-"""DiffWave: the network of the paper's figure 2, its loss is Algorithm 1's, and conditions go where they should."""
+"""DiffWave (E38): the paper's figure 2, Algorithm 1's loss, and conditions that go where they should."""
 
 import dataclasses
 import json

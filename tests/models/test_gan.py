@@ -1,4 +1,4 @@
-"""The GAN: its two losses, which gradient goes to which network, and that playing moves the drawings to the data."""
+"""The GAN of the trilemma (E39): its losses, which gradient goes to which network, and that playing helps."""
 
 import numpy as np
 import pytest
