@@ -167,7 +167,7 @@ def test_the_prior_s_term():
 
 @pytest.mark.parametrize("t", [1, 2, 5])
 def test_which_variance(t):
-    """E13: a learned one with v = 0 is beta_tilde_t, with v = 1 beta_t."""
+    """E13: a learned one with v = 0 is beta_tilde_t, with v = 1 beta_t; by default it is what the network learned."""
     schedule, rng = Schedule.linear(10), np.random.default_rng(0)
     x_0 = LEVELS[rng.integers(0, 256, (3, 4))]
     x_t = q_sample(x_0, t, rng.normal(size=x_0.shape), schedule)
@@ -178,6 +178,8 @@ def test_which_variance(t):
     np.testing.assert_allclose(terms[0], terms["posterior"], rtol=1e-9)
     np.testing.assert_allclose(terms[1], terms["beta"], rtol=1e-9)
     assert not np.allclose(terms[0], terms[1], rtol=1e-3)
+    for v, name in [(None, "posterior"), (np.ones_like(x_0), 1)]:
+        np.testing.assert_array_equal(bound_term(x_0, x_t, t, guess(0.9 * x_0, v), schedule), terms[name])
 
 
 def test_some_of_the_terms(device):
@@ -192,7 +194,7 @@ def test_some_of_the_terms(device):
 
 
 def test_bits_per_dim():
-    assert bits_per_dim(np.array([6 * math.log(2)]), np.zeros((1, 2, 3))) == pytest.approx([1.0])
+    assert bits_per_dim(np.array([1, 2]) * math.log(2) * 6, np.zeros((2, 2, 3))) == pytest.approx([1.0, 2.0])
 
 
 # ------------------------------------------------------------------------------- Gaussian data and the ideal denoiser

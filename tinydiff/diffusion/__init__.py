@@ -22,7 +22,6 @@ from tinydiff.diffusion.elbo import (
     gaussian_log_likelihood,
     log_likelihood,
     prior_term,
-    reverse_log_variance,
     trajectory_bound,
     variance_bound,
     variance_bound_arrays,
@@ -39,6 +38,7 @@ from tinydiff.diffusion.gaussian import (
     posterior,
     predict,
     q_sample,
+    reverse_log_variance,
     reverse_mean,
     target_of,
 )

@@ -14,17 +14,16 @@ from tinydiff import backend, ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array
 from tinydiff.diffusion.gaussian import (
-    Prediction,
     forward_log_density,
     forward_marginal,
     forward_trajectory,
-    learned_log_variance,
     mean_slope,
     posterior,
     q_sample,
+    reverse_log_variance,
 )
 from tinydiff.diffusion.samplers import Denoise, reverse_log_density
-from tinydiff.diffusion.schedule import Schedule, at, lookup, per_sample
+from tinydiff.diffusion.schedule import Schedule, at, per_sample
 from tinydiff.rng import Rng
 
 HALF_LEVEL = 1 / 255
@@ -89,7 +88,7 @@ def bound_terms(
     denoise: Denoise,
     schedule: Schedule,
     rng: Rng,
-    variance: str = "posterior",
+    variance: str | None = None,
     times: Iterable[int] | None = None,
     decoder: Decoder = discretised_log_likelihood,
 ) -> Iterator[Array]:
@@ -120,7 +119,7 @@ def bound_term(
     t: int,
     denoise: Denoise,
     schedule: Schedule,
-    variance: str = "posterior",
+    variance: str | None = None,
     decoder: Decoder = discretised_log_likelihood,
 ) -> Array:
     """The bound's term of step t: L_{t-1} for t > 1, and L_0 for t = 1.
@@ -140,22 +139,6 @@ def bound_term(
         return -_summed(decoder(x_0, mean, log_variance))
     mu_tilde, beta_tilde = posterior(x_t, x_0, t, schedule)
     return _summed(gaussian_kl(mu_tilde, math.log(beta_tilde), mean, log_variance))
-
-
-def reverse_log_variance(prediction: Prediction, t: int, schedule: Schedule, variance: str) -> Any:
-    """log sigma_t² of p_theta(x_{t-1} | x_t): a number, or for a learned one an array shaped as x_t.
-
-    variance: "posterior" for beta_tilde_t, "beta" for beta_t, "learned" for what the network says. At t = 1, where
-    beta_tilde_t is 0 and would give no x_0 a probability, that of t = 2 stands in.
-    Raises ValueError for another variance, or "learned" if the network did not learn one. (E13)
-    """
-    if variance != "learned":
-        schedule.reverse_variance(variance)  # knows the other names
-        log_variance = schedule.log_beta if variance == "beta" else schedule.posterior_log_variance
-        return lookup(log_variance, t)
-    if prediction.v is None:
-        raise ValueError("variance 'learned' needs a network that learned one; this one takes 'posterior' or 'beta'")
-    return learned_log_variance(prediction.v, t, schedule)
 
 
 def bits_per_dim(nats: Any, x_0: Array) -> Any:

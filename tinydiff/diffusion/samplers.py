@@ -31,6 +31,7 @@ from tinydiff.backend import Array
 from tinydiff.diffusion.gaussian import (
     Prediction,
     check_trajectory,
+    chosen_variance,
     learned_log_variance,
     log_density,
     posterior,
@@ -126,12 +127,9 @@ def reverse_sigma(prediction: Prediction, t: int, schedule: Schedule, variance: 
 
     variance: as in `ddpm`. Raises ValueError for another, or if the network did not learn one.
     """
-    if variance is None:
-        variance = "posterior" if prediction.v is None else "learned"
+    variance = chosen_variance(prediction, variance)
     if variance != "learned":
         return schedule.reverse_variance(variance)[t].item() ** 0.5
-    if prediction.v is None:
-        raise ValueError("variance 'learned' needs a network that learned one; this one takes 'posterior' or 'beta'")
     log_variance = learned_log_variance(prediction.v, t, schedule)
     return backend.array_module(log_variance).exp(log_variance / 2)
 
