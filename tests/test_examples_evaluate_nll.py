@@ -97,6 +97,13 @@ def test_it_is_the_sum_of_the_terms(runs, evaluate):
     assert "one batch" in evaluate("plain", "--n", 3)[1][2]
 
 
+def test_a_drawn_step_stands_for_its_neighbours():
+    measured = runpy.run_path(str(EVALUATE))["Measured"]
+    steps = np.array([[0.1, 0.2], [0.3, 0.4], [5.0, 6.0]])  # L_{t-1} of t = 7 and 3, and L_0, of two images
+    parts = measured(np.array([7, 3, 1]), np.array([4, 3, 1]), np.array([0.01, 0.02]), steps).parts()
+    np.testing.assert_allclose(parts, [[0.01, 0.02], [1.3, 2.0], [5.0, 6.0], [6.31, 8.02]])
+
+
 def test_labels_can_be_hidden(evaluate):
     told, hidden = (evaluate("labelled", "--n", 4, *flags)[1] for flags in ((), ("--no-labels",)))
     assert "not told" in hidden[0]
