@@ -19,7 +19,7 @@ of images, t and noise.
 
 Good-looking digits and few bits are two things. Most bits are lost in the first steps, which change nothing that an
 eye would see: a model trained with --target x0 and --weighting min-snr, which does not care for them, may need more
-than 8. Train with --target v --weighting plain --learned-variance for few bits.
+than 8. `train_mnist.py --recipe likelihood` trains one for few bits.
 """
 
 from __future__ import annotations
