@@ -159,8 +159,9 @@ def test_the_second_form_shifts_the_mean(schedule, variance, scale, seed):
     t = int(rng.integers(1, schedule.T + 1))
     first = Prediction(*predict(eps, x, t, schedule)[:2], v)
     found = classifier_guided(lambda x, t: first, lambda x, t: g, schedule, scale, variance, clip=False)(x, t)
-    beta, beta_tilde = schedule.beta[t], np.exp(schedule.posterior_log_variance[t])  # of t = 2 at t = 1
-    sigma_squared = {"posterior": beta_tilde, "beta": beta, "learned": beta**v * beta_tilde ** (1 - v)}[variance]
+    beta, beta_tilde = schedule.beta[t], schedule.posterior_variance[t]
+    tiny = np.exp(schedule.posterior_log_variance[t])
+    sigma_squared = {"posterior": beta_tilde, "beta": beta, "learned": beta**v * tiny ** (1 - v)}[variance]
     mean = reverse_mean(x, eps, t, schedule)
     np.testing.assert_allclose(
         reverse_mean(x, found.eps, t, schedule), mean + scale * sigma_squared * g, rtol=1e-6, atol=1e-6

@@ -194,19 +194,27 @@ def _signal_and_noise(t: int | Array, x: Any, schedule: Schedule, target: str) -
 def reverse_log_variance(prediction: Prediction, t: int, schedule: Schedule, variance: str | None = None) -> Any:
     """log sigma_t² of p_theta(x_{t-1} | x_t): a number, or for a learned one an array shaped as x_t.
 
-    variance: "posterior" for beta_tilde_t, "beta" for beta_t, "learned" for what the network says; by default "learned"
-    if the network learned one, else "posterior". At t = 1, where beta_tilde_t is 0 and would leave x_0 no probability,
-    that of t = 2 stands in. Raises ValueError for another variance, or "learned" if the network did not learn one.
-    (E8, E13; Ho et al. 2020, section 3.2)
+    variance: "posterior" for beta_tilde_t, "beta" for beta_t, "learned" for what the network says; by default as
+    `chosen_variance` says. At t = 1, where beta_tilde_t = 0 would leave x_0 no probability, that of t = 2 stands in.
+    Raises ValueError for another variance, or if the network did not learn one. (E8, E13; Ho et al. 2020, section 3.2)
+    """
+    variance = chosen_variance(prediction, variance)
+    if variance == "learned":
+        return learned_log_variance(prediction.v, t, schedule)
+    schedule.reverse_variance(variance)  # raises for other names
+    return lookup(schedule.log_beta if variance == "beta" else schedule.posterior_log_variance, t)
+
+
+def chosen_variance(prediction: Prediction, variance: str | None) -> str:
+    """The variance asked for, by default "learned" if the network learned one, else "posterior".
+
+    Raises ValueError for "learned" if the network did not learn one. (E13)
     """
     if variance is None:
-        variance = "posterior" if prediction.v is None else "learned"
-    if variance != "learned":
-        schedule.reverse_variance(variance)  # raises for other names
-        return lookup(schedule.log_beta if variance == "beta" else schedule.posterior_log_variance, t)
-    if prediction.v is None:
+        return "posterior" if prediction.v is None else "learned"
+    if variance == "learned" and prediction.v is None:
         raise ValueError("variance 'learned' needs a network that learned one; this one takes 'posterior' or 'beta'")
-    return learned_log_variance(prediction.v, t, schedule)
+    return variance
 
 
 # ---------------------------------------------------------------------------------------------- densities

@@ -31,11 +31,12 @@ from tinydiff.backend import Array
 from tinydiff.diffusion.gaussian import (
     Prediction,
     check_trajectory,
+    chosen_variance,
+    learned_log_variance,
     log_density,
     posterior,
     predict,
     q_sample,
-    reverse_log_variance,
     target_of,
 )
 from tinydiff.diffusion.schedule import Schedule
@@ -124,10 +125,13 @@ def ddpm(
 def reverse_sigma(prediction: Prediction, t: int, schedule: Schedule, variance: str | None) -> Any:
     """The standard deviation sigma_t of `ddpm`'s step (E13): a number, or one for each number of x_t if it was learned.
 
-    The square root of `reverse_log_variance`'s exponential, which says more.
+    variance: as in `ddpm`. Raises ValueError for another, or if the network did not learn one.
     """
-    half = reverse_log_variance(prediction, t, schedule, variance) / 2
-    return math.exp(half) if isinstance(half, float) else backend.array_module(half).exp(half)
+    variance = chosen_variance(prediction, variance)
+    if variance != "learned":
+        return schedule.reverse_variance(variance)[t].item() ** 0.5
+    log_variance = learned_log_variance(prediction.v, t, schedule)
+    return backend.array_module(log_variance).exp(log_variance / 2)
 
 
 def ddim(
@@ -327,5 +331,5 @@ class Sampling:
         return self.steps
 
     def states(self, denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng) -> Iterator[Array]:
-        """The states that the chosen sampler yields, one after each step. Raises as `steps_of` does, at once."""
+        """The states that the chosen sampler yields, after each of `steps_of(schedule.T)` steps."""
         return SAMPLERS[self.sampler](denoise, x_T, schedule, rng, self)
