@@ -130,6 +130,16 @@ def test_played_notes_are_recognised():
     assert (heard == clips.labels).mean() >= 0.99
 
 
+@pytest.mark.parametrize("period", [20.5, 21.62, 22.0, 30.5])
+def test_a_period_between_two_samples_is_not_taken_for_two_periods(period):
+    """A sharp peak of r that falls between two samples must not look lower than the next, which falls on one."""
+    tau = np.arange(2048)
+    wave = sum(np.cos(2 * np.pi * h * tau / period) for h in range(1, 9))
+    noise = np.random.default_rng(0).normal(size=(20, 2048))
+    cents = 1200 * np.log2(spectrum.pitch(wave + 2 * noise, 8000) * period / 8000)
+    assert np.abs(cents).max() < 30
+
+
 def test_noise_and_silence_are_no_notes():
     noise = np.random.default_rng(0).normal(size=(200, 2048))
     frequencies = [audio.frequency(name) for name in audio.SCALE]

@@ -93,8 +93,8 @@ def pitch(waves: np.ndarray, rate: int, lowest: float = 80.0, highest: float = 1
 
         r(τ) = 2 Σ x_n x_{n+τ} / Σ (x_n² + x_{n+τ}²),   in [−1, 1]
 
-    The first peak of r at least 0.9 as high as the highest counts, so that no multiple of the period is taken for it;
-    a parabola through it and its neighbours gives τ between two samples.
+    The first peak of r at least 0.9 as high as the highest counts, so that no multiple of the period is taken for it.
+    r is interpolated by its Fourier transform to quarters of a sample, and by a parabola at the peak.
     waves: floats (N, L); the frequencies looked for lie in lowest..highest. Returns float64 (N,), nan where there is no
     peak, as in silence.
     Raises ValueError unless 0 < lowest < highest <= rate/4 and a wave holds two periods of the lowest.
@@ -108,12 +108,15 @@ def pitch(waves: np.ndarray, rate: int, lowest: float = 80.0, highest: float = 1
             f"got {lowest}..{highest} Hz, {rate} samples a second and waves of {L}"
         )
     x = waves.astype(np.float64)
-    correlation = np.fft.irfft(np.abs(np.fft.rfft(x, 2 * L)) ** 2)[:, :L]
+    power = np.abs(np.fft.rfft(x, 2 * L)) ** 2
+    correlation = (
+        4 * np.fft.irfft(power, 8 * L)[:, : 4 * L]
+    )  # at quarters of a sample: a sharp peak may lie between two
     energy = np.cumsum(np.pad(x**2, ((0, 0), (1, 0))), axis=1)  # of the first n samples
-    lags = np.arange(L)
+    lags = np.arange(4 * L) // 4
     both = energy[:, L - lags] + energy[:, -1:] - energy[:, lags]
     r = 2 * correlation / np.maximum(both, 1e-12)
-    return np.array([_first_peak(row, shortest, longest) for row in r]) ** -1.0 * rate
+    return 4 * rate / np.array([_first_peak(row, 4 * shortest, 4 * longest) for row in r])
 
 
 def _first_peak(r: np.ndarray, shortest: int, longest: int) -> float:
