@@ -5,9 +5,9 @@
     python examples/karras_table.py --evaluations 5,79  other numbers of network evaluations
 
 The columns (E22; Karras et al. 2022, Table 1) are VP, VE, iDDPM + DDIM, and the paper's own, EDM. Each network is
-sampled twice: as its own column says, and as EDM says, which any network allows. A sample's quality is how far its
-features are from those of real digits (Fréchet distance, less is better). Expect noise from VE's own sampling: its time
-steps need hundreds of evaluations (lesson 11 says why), and EDM's do not.
+sampled twice: as its own column says, and as EDM says, which any network allows. The quality of samples is how far they
+are from real digits, in the features of the package's classifier (Fréchet distance, less is better). Expect noise from
+VE's own sampling: its time steps need hundreds of evaluations (lesson 11 says why), and EDM's do not.
 
 The same command goes on where it was stopped: a column that has been trained is not trained again. The folder of the
 run receives a folder for each column, table.png and samples.png.
@@ -32,7 +32,8 @@ from tinydiff.data.loader import Batches
 from tinydiff.diffusion import Column, last
 from tinydiff.diffusion.edm import COLUMNS
 from tinydiff.files import atomic_file
-from tinydiff.models import KarrasConfig, KarrasDiffusion
+from tinydiff.metrics import frechet_distance
+from tinydiff.models import Classifier, KarrasConfig, KarrasDiffusion
 from tinydiff.nn import UNetConfig
 from tinydiff.rng import Rng
 from tinydiff.train import Training, TrainSettings, train
@@ -177,19 +178,17 @@ def table(
 
 
 class Quality:
-    """The Fréchet distance of images to real ones, on their 40 principal components."""
+    """The Fréchet distance of images to real ones, in the features of the package's classifier of digits."""
 
     def __init__(self, real: np.ndarray):
-        flat = image.to_signed(real).reshape(len(real), -1)
-        self.mean = flat.mean(axis=0)
-        self.axes = np.linalg.eigh(np.cov(flat.T))[1][:, -40:]  # those of the largest variance
-        self.real = (flat - self.mean) @ self.axes
+        self.classifier = Classifier.load("classifier")
+        self.real = self._features(image.to_signed(real[..., None]))
 
     def __call__(self, x: np.ndarray) -> float:
-        a, b = self.real, (x.reshape(len(x), -1) - self.mean) @ self.axes
-        cov_a, cov_b = np.cov(a.T), np.cov(b.T)
-        cross = np.sqrt(np.abs(np.linalg.eigvals(cov_a @ cov_b))).sum()
-        return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+        return frechet_distance(self.real, self._features(x))
+
+    def _features(self, x: np.ndarray) -> np.ndarray:
+        return self.classifier.features(backend.to_device(x))
 
 
 def draw_curves(path: pathlib.Path, ways: list[tuple[str, str]], distances: dict, evaluations: tuple[int, ...]) -> None:

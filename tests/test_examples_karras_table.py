@@ -20,21 +20,19 @@ def weights(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a toy run that was never interrupted."""
+    """The folder of a toy run that was never interrupted, and what it printed."""
     folder = tmp_path_factory.mktemp("karras")
-    finish(start(TABLE, *TOY, "--out", folder, cwd=folder))
-    return folder
+    return folder, finish(start(TABLE, *TOY, "--out", folder, cwd=folder))
 
 
-def test_the_table(whole, monkeypatch, capsys):
-    """All four columns, each sampled its own way and EDM's, and a second run that trains none of them again."""
-    assert_picture(whole / "table.png")
-    assert_picture(whole / "samples.png", (2 * (30 * 8 - 2), 2 * (30 * 7 - 2)))
-    before = weights(whole)
-    code, out, _ = call(monkeypatch, capsys, TABLE, *TOY, "--out", whole)
-    assert code == 0 and "steps to go" not in out
-    assert weights(whole) == before
-    rows = [line.rsplit(maxsplit=2) for line in out.splitlines() if line.startswith(("VP ", "VE ", "iDDPM", "EDM "))]
+def test_the_table(whole):
+    """All four columns, each sampled its own way and EDM's."""
+    folder, out = whole
+    assert_picture(folder / "table.png")
+    assert_picture(folder / "samples.png", (2 * (30 * 8 - 2), 2 * (30 * 7 - 2)))
+    rows = [
+        line.rsplit(maxsplit=2) for line in out.splitlines() if line.startswith(("VP ", "VE ", "iDDPM + DDIM ", "EDM "))
+    ]
     assert [row[0].split("  ")[0] for row in rows] == ["VP"] * 2 + ["VE"] * 2 + ["iDDPM + DDIM"] * 2 + ["EDM"]
     distances = np.array([row[1:] for row in rows], float)
     real = float(out.split("held out:")[1].split()[0])
@@ -42,8 +40,8 @@ def test_the_table(whole, monkeypatch, capsys):
 
 
 def test_a_column_goes_on_where_it_stopped(whole, tmp_path, monkeypatch, capsys):
-    """One column as after its first step, another not begun: both end in the same bits, the others are left alone."""
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    """A column that was stopped after its first step ends in the same bits; finished ones are not trained again."""
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "edm")
     options = (*TOY, "--out", tmp_path)
     monkeypatch.setattr("tinydiff.train.warmup_cosine", interrupt_at(2))
@@ -53,7 +51,9 @@ def test_a_column_goes_on_where_it_stopped(whole, tmp_path, monkeypatch, capsys)
     code, out, err = call(monkeypatch, capsys, TABLE, *options)
     assert code == 0, err
     assert out.count("steps to go") == 1 and "EDM: " in out
-    loaded = [checkpoint.load(folder / "edm", "karras")[0] for folder in (whole, tmp_path)]
+    for column in ("vp", "ve", "iddpm"):
+        assert (tmp_path / column / checkpoint.NAME).read_bytes() == weights(whole[0])[column]
+    loaded = [checkpoint.load(folder / "edm", "karras")[0] for folder in (whole[0], tmp_path)]
     assert all(np.array_equal(a, b) for a, b in zip(*(arrays.values() for arrays in loaded), strict=True))
 
 
@@ -71,7 +71,7 @@ def interrupt_at(step):
 
 def test_refused(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    before = weights(whole)
+    before = weights(whole[0])
     (tmp_path / "file").write_text("in the way")
     for arguments, words in (
         ((*TOY, "--evaluations", "3,4"), "3, 5, 7, ... evaluations, got 4"),
@@ -82,12 +82,12 @@ def test_refused(whole, tmp_path, monkeypatch, capsys):
         ((*TOY, "--data", "nowhere"), "'nowhere' is not a folder"),
         ((*TOY, "--device", "cuda"), "device 'cuda' cannot be used"),
         ((*TOY, "--out", "file/run"), "file is not a folder"),
-        ((*TOY, "--out", whole, "--steps", "3"), "choose another --out"),
+        ((*TOY, "--out", whole[0], "--steps", "3"), "choose another --out"),
     ):
         code, out, err = call(monkeypatch, capsys, TABLE, "--out", "new", *arguments)
         case = f"{arguments}: {code} {out} {err}"
         assert code == 1 and words in err and err.startswith("error: ") and err.count("\n") == 1, case
-    assert weights(whole) == before
+    assert weights(whole[0]) == before
 
 
 def test_help_teaches(monkeypatch, capsys):
