@@ -324,9 +324,9 @@ save(figure, "07_few_steps_measured.png")
 # ![few steps](out/07_few_steps.png)
 # ![few steps, measured](out/07_few_steps_measured.png)
 #
-# At equal cost DDIM is ahead of Algorithm 2 while steps are few: without fresh noise there is less to repair. Heun's
-# two calls a step do not pay off before the steps are short. From some 25 calls on, the energy distance cannot tell
-# any of them from the data; the width of the arm still can (printed above): too long steps end on the middle line.
+# At equal cost DDIM is ahead of Algorithm 2: without fresh noise there is less to repair. Heun's two calls a step do
+# not pay off before the steps are short. The width of the arm, printed above, sees what the energy distance hardly
+# does: too long steps end on the middle line.
 #
 # ## Exercises
 #

@@ -2,7 +2,7 @@
 # # Lesson 9: a diffusion model of handwritten digits
 #
 # Everything so far, on real images: the forward process (lesson 2), Algorithm 1 (lesson 6), Algorithm 2 (lesson 7), and
-# in place of the little network a U-Net. A small one is trained before your eyes for a minute, to see how learning
+# in place of the little network a U-Net. A small one is trained before your eyes for some seconds, to see how learning
 # looks; then the model that the package brings along, trained for longer, shows where it leads.
 #
 # You will see
@@ -111,9 +111,10 @@ assert QUICK or np.mean(losses[-50:]) < 0.15 < np.mean(losses[:10])
 # %% [markdown]
 # ![learning](out/09_learning.png)
 #
-# The loss falls steeply, then hardly at all, while the samples go from grey to blots to strokes. The steep part is
-# learning what noise looks like, which is easy; all that makes a digit a digit is in the flat part. A minute is not
-# enough for it; `python examples/train_mnist.py` takes some four minutes and gets readable digits.
+# The loss falls steeply, then hardly at all, while the samples go from noise to bright blots on a dark ground and the
+# first strokes. (The fine checks are the 2 × 2 patches, which the network does not yet fit together.) The steep part
+# is learning what noise looks like, which is easy; all that makes a digit a digit is in the flat part, and this
+# network has not seen enough of it. `python examples/train_mnist.py` takes some four minutes and gets readable digits.
 #
 # ## Trained for longer
 #
@@ -141,8 +142,8 @@ save(figure, "09_samples.png")
 # ## From noise to a digit (E19)
 #
 # The states on the way, and below them what the network *thinks* is there: the $x_0$ that goes with its guess (E15).
-# Early on it is a blurred mean of all that is still possible; the states do not show anything until late, while the
-# guess is settled by the middle.
+# At first it is a blurred mean of all that is still possible; it has taken its shape before anything can be seen in the
+# states.
 
 # %%
 denoise = shipped.denoiser(label[:3])
