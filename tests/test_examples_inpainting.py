@@ -174,6 +174,7 @@ def test_refused(base, tuned, tmp_path, monkeypatch, capsys):
     Image.new("L", (20, 28)).save("small.png")
     Image.new("L", (28, 28), 100).save("grey.png")
     pathlib.Path("text.png").write_text("no picture")
+    checkpoint.export(tuned, "exported.npz")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     new = (*TOY, "--out", "new")
     cases = [
@@ -189,6 +190,7 @@ def test_refused(base, tuned, tmp_path, monkeypatch, capsys):
         (TRAIN, ("--resume", tuned, "--lr", 1), "leave out --lr"),
         (TRAIN, (base, "--resume", tuned), "leave out RUN"),
         (TRAIN, ("--resume", base), "expected 'pixel-inpainting', got 'pixel-diffusion'"),
+        (TRAIN, ("--resume", "exported.npz"), "was exported"),
         (PAINT, ("nowhere", 3), "there is no checkpoint"),
         (PAINT, (base, 500), "0..499, got 500"),
         (PAINT, (base, "nowhere.png"), "nowhere.png"),
