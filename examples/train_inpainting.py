@@ -88,7 +88,7 @@ def main() -> None:
                 flags = ", ".join("RUN" if name == "base" else f"--{name.replace('_', '-')}" for name in fixed)
                 raise ValueError(f"a resumed run keeps its own settings: leave out {flags}, or start a new run")
             folder = pathlib.Path(options.resume or cli.latest_folder("runs/inpainting"))
-            arrays, meta = checkpoint.load(folder, PixelInpainting.kind)
+            arrays, meta = checkpoint.load(folder, PixelInpainting.kind, resume=True)
             model = PixelInpainting(PixelDiffusionConfig.from_dict(meta["config"]), Rng(0))
             run(model, Recipe(**meta["about"]), folder, options, (arrays, meta))
         elif options.base is None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tinydiff import Rng, checkpoint
+from tinydiff.data import mnist
 from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.nn import UNetConfig
 from tinydiff.train import Training, TrainSettings
@@ -161,8 +162,11 @@ def test_editing(base, monkeypatch, capsys):
     out, _ = edit("--invert", "2,5")
     assert_picture("e.png", 3, 2, 4)
     assert "2 steps: 0." in out and "5 steps: 0." in out
-    edit("--to", 407)
+    _, row = edit("--to", 407)
     assert_picture("e.png", 5, 1, 4)
+    digits = mnist.load("embedded", "test").images
+    np.testing.assert_array_equal(row[:, :28], digits[207])
+    np.testing.assert_array_equal(row[:, -28:], digits[407])
 
 
 def test_refused(base, tuned, tmp_path, monkeypatch, capsys):
@@ -170,6 +174,7 @@ def test_refused(base, tuned, tmp_path, monkeypatch, capsys):
     Image.new("L", (20, 28)).save("small.png")
     Image.new("L", (28, 28), 100).save("grey.png")
     pathlib.Path("text.png").write_text("no picture")
+    checkpoint.export(tuned, "exported.npz")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     new = (*TOY, "--out", "new")
     cases = [
@@ -185,6 +190,7 @@ def test_refused(base, tuned, tmp_path, monkeypatch, capsys):
         (TRAIN, ("--resume", tuned, "--lr", 1), "leave out --lr"),
         (TRAIN, (base, "--resume", tuned), "leave out RUN"),
         (TRAIN, ("--resume", base), "expected 'pixel-inpainting', got 'pixel-diffusion'"),
+        (TRAIN, ("--resume", "exported.npz"), "was exported"),
         (PAINT, ("nowhere", 3), "there is no checkpoint"),
         (PAINT, (base, 500), "0..499, got 500"),
         (PAINT, (base, "nowhere.png"), "nowhere.png"),
