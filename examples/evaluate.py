@@ -180,7 +180,7 @@ def measure(
         f"read with a probability over {SURE}": f"{np.mean(p.max(axis=1) > SURE):.1%}",
         "show the class asked for": "" if labels is None else f"{np.mean(p.argmax(axis=1) == labels):.1%}",
         "Fréchet distance": f"{found.frechet:.2f}",
-        "kernel distance × 1000": f"{1000 * found.kernel.value:.2f} ± {1000 * found.kernel.error:.2f}",
+        "kernel distance × 100": f"{100 * found.kernel.value:.2f} ± {100 * found.kernel.error:.2f}",
         "precision": f"{found.precision:.1%}",
         "recall": f"{found.recall:.1%}",
         "distance to the nearest training image": f"{metrics.nearest(flat, flat_training)[1].mean():.2f}",

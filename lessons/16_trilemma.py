@@ -253,6 +253,9 @@ if not QUICK:
 # %% [markdown]
 # ![the triangle](out/16_triangle.png)
 #
+# A few hundred steps leave GAN and VAE far from what they can be, and a VAE stopped so early draws in pieces rather than
+# blurred. But no training will bring them to the same corner: each got what its loss asks for.
+#
 # ## The third corner moves
 #
 # A diffusion model is slow because it is asked 50 times. It need not be: a solver of second order (lesson 10) takes

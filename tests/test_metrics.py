@@ -91,11 +91,11 @@ def test_frechet_distance_of_a_set_from_itself_is_zero(dtype):
 # ----------------------------------------------------------------------------------------------- kernel
 
 
-def expected_mmd(a, b):
+def expected_mmd(a, b, scale):
     """Gretton et al. 2012, eq. 3, term by term."""
 
     def k(x, y):
-        return (sum(p * q for p, q in zip(x, y, strict=True)) / len(x) + 1) ** 3
+        return (sum(p * q for p, q in zip(x, y, strict=True)) / (len(x) * scale**2) + 1) ** 3
 
     def pairs(s):
         return sum(k(s[i], s[j]) for i, j in itertools.permutations(range(len(s)), 2)) / (len(s) * (len(s) - 1))
@@ -107,8 +107,9 @@ def test_kernel_distance_against_loops():
     """The mean over disjoint pairs of blocks, which the streams 0 and 1 choose, and its standard error."""
     a, b = sets(0, 12, 18)
     orders = Rng(3).at(0).permutation(12), Rng(3).at(1).permutation(18)
-    values = [expected_mmd(a[orders[0][4 * i : 4 * i + 4]], b[orders[1][6 * i : 6 * i + 6]]) for i in range(3)]
-    measured = kernel_distance(a, b, Rng(3), blocks=3)
+    parts = [(a[orders[0][4 * i : 4 * i + 4]], b[orders[1][6 * i : 6 * i + 6]]) for i in range(3)]
+    values = [expected_mmd(*pair, scale=0.7) for pair in parts]
+    measured = kernel_distance(a, b, Rng(3), blocks=3, scale=0.7)
     assert np.isclose(measured.value, sum(values) / 3, rtol=1e-12)
     variance = sum((v - sum(values) / 3) ** 2 for v in values) / 2
     assert np.isclose(measured.error, (variance / 3) ** 0.5, rtol=1e-12)
@@ -163,8 +164,13 @@ def test_precision_and_recall_of_plain_sets():
 
 def test_compare_gives_all_of_them():
     real, drawn = sets(0, 40, 30)
-    expected = (frechet_distance(real, drawn), kernel_distance(real, drawn, Rng(1)), *precision_recall(real, drawn))
-    assert metrics.compare(real, drawn, Rng(1)) == expected
+    found = metrics.compare(real, drawn, Rng(1))
+    assert found.frechet == frechet_distance(real, drawn)
+    assert (found.precision, found.recall) == precision_recall(real, drawn)
+    rms = (np.sum(real**2) / real.size) ** 0.5
+    assert np.allclose(found.kernel, kernel_distance(real, drawn, Rng(1), scale=rms))
+    again = metrics.compare(9 * real, 9 * drawn, Rng(1))
+    assert np.allclose(again.kernel, found.kernel)  # whatever the size of the features
 
 
 # ----------------------------------------------------------------------------------------------- copies
@@ -219,6 +225,8 @@ def test_bad_numbers():
     for blocks in (1, 3):
         with pytest.raises(ValueError, match=f"got {blocks} for 5 and 9 rows"):
             kernel_distance(np.zeros((5, 3)), np.zeros((9, 3)), Rng(0), blocks)
+    with pytest.raises(ValueError, match="positive, got 0"):
+        kernel_distance(np.zeros((5, 3)), np.zeros((9, 3)), Rng(0), 2, scale=0)
     for k in (0, 4):
         with pytest.raises(ValueError, match=f"1..3, fewer than the rows, got {k}"):
             precision_recall(np.zeros((4, 3)), np.zeros((9, 3)), k)

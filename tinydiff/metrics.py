@@ -65,21 +65,26 @@ class Estimate(NamedTuple):
     error: float
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray, rng: Rng, blocks: int = 10) -> Estimate:
+def kernel_distance(a: np.ndarray, b: np.ndarray, rng: Rng, blocks: int = 5, scale: float = 1.0) -> Estimate:
     """The kernel distance of two sets of features (KID): the squared maximum mean discrepancy, without bias.
 
         MMD² = mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean_{i, j} k(a_i, b_j)
-        k(x, y) = (x·y / D + 1)³
+        k(x, y) = (x·y / (D scale²) + 1)³
 
-    a: (N, D), b: (M, D), any floats. rng: how both are cut into `blocks` pairs of disjoint sets. MMD² is measured on
+    a: (N, D), b: (M, D), any floats. scale: the size of a feature; 1 in the literature, whose features are about as
+    large. rng: how both are cut into `blocks` pairs of disjoint sets. MMD² is measured on
     each pair; the value is the mean, its error the standard deviation over √blocks, honest since the pairs are
     independent. It is 0 on average for two draws of one distribution, so it may be below 0.
-    Raises ValueError as `frechet_distance`, and unless there are two blocks or more, each with two rows of both.
+    Raises ValueError as `frechet_distance`, unless there are two blocks or more, each with two rows of both, and for a
+    scale that is not positive.
     Bińkowski et al. 2018, sec. 4; Gretton et al. 2012, eq. 3.
     """
     a, b = _checked(a, b, least=2)
     if not 2 <= blocks <= min(len(a), len(b)) // 2:
         raise ValueError(f"the number of blocks must be in 2..N/2, got {blocks} for {len(a)} and {len(b)} rows")
+    if not scale > 0:
+        raise ValueError(f"the scale must be positive, got {scale}")
+    a, b = a / scale, b / scale
     parts_a = np.array_split(a[rng.at(0).permutation(len(a))], blocks)
     parts_b = np.array_split(b[rng.at(1).permutation(len(b))], blocks)
     values = [_squared_mmd(x, y) for x, y in zip(parts_a, parts_b, strict=True)]
@@ -143,8 +148,13 @@ class Scores(NamedTuple):
 
 
 def compare(real: np.ndarray, drawn: np.ndarray, rng: Rng) -> Scores:
-    """All that compares two sets of features, (N, D) and (M, D): see each function, which raises as it says there."""
-    return Scores(frechet_distance(real, drawn), kernel_distance(real, drawn, rng), *precision_recall(real, drawn))
+    """All that compares two sets of features, (N, D) and (M, D): see each function, which raises as it says there.
+
+    The scale of the kernel distance is the root mean square of the real features.
+    """
+    scale = float(np.mean(real.astype(np.float64) ** 2) ** 0.5) or 1.0
+    kernel = kernel_distance(real, drawn, rng, scale=scale)
+    return Scores(frechet_distance(real, drawn), kernel, *precision_recall(real, drawn))
 
 
 # ------------------------------------------------------------------------------- copies of the training data
