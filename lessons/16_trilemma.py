@@ -253,8 +253,8 @@ if not QUICK:
 # %% [markdown]
 # ![the triangle](out/16_triangle.png)
 #
-# A few hundred steps leave GAN and VAE far from what they can be, and a VAE stopped so early draws in pieces rather than
-# blurred. But no training will bring them to the same corner: each got what its loss asks for.
+# A few hundred steps leave GAN and VAE far from what they can be, and a VAE stopped so early draws in pieces rather
+# than blurred. But no training will bring them to the same corner: each got what its loss asks for.
 #
 # ## The third corner moves
 #
