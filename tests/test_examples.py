@@ -133,7 +133,7 @@ def test_the_recipe_of_the_deck(tmp_path, monkeypatch, capsys):
     assert code == 0
     config, settings = meta["config"], meta["settings"]
     assert (config["schedule"], config["target"], config["weighting"]) == ("linear", "eps", "plain")
-    assert config["unet"]["classes"] is None and config["class_names"] == []
+    assert config["unet"]["classes"] is None and config["class_names"] == ()
     assert settings["final_lr"] == settings["lr"] and not config["stratified"] and meta["about"]["shift"] == 0
 
 
