@@ -254,7 +254,7 @@ if not QUICK:
 # ![the triangle](out/16_triangle.png)
 #
 # A few hundred steps leave GAN and VAE far from what they can be, and a VAE stopped so early draws in pieces rather
-# than blurred. But no training will bring them to the same corner: each got what its loss asks for.
+# than blurred. But the corners stay: each model gets what its loss asks for.
 #
 # ## The third corner moves
 #
@@ -295,8 +295,9 @@ plt.close(figure)
 # ![fewer steps](out/16_fewer_steps.png)
 # ![what time buys](out/16_what_time_buys.png)
 #
-# Ten steps do nearly what fifty do. That is where most research on the trilemma goes: solvers that take larger steps,
-# and models taught to take them.
+# In one step the network can only give the mean of the class it was asked for: recall 0, and precision 1, since the
+# classifier's features hardly mind a blur (look at pictures, not at numbers alone). Ten steps do nearly what fifty do.
+# That is where most research on the trilemma goes: solvers that take larger steps, and models taught to take them.
 #
 # ## Exercises
 #
