@@ -223,7 +223,7 @@ assert np.mean(views["one level"] > 0.01) < 0.5 < np.mean(views["three levels"] 
 # same steps on the same digits. The bottom has 7 x 7 places.
 
 # %%
-STEPS, BATCH = (6, 16) if QUICK else (250, 32)
+STEPS, BATCH = (6, 16) if QUICK else (150, 32)
 schedule = Schedule.cosine(1000)
 digits = to_signed(mnist.load("embedded").images[..., None])  # (4500, 28, 28, 1) in [-1, 1]
 small = nn.UNetConfig(base=16, multipliers=(1, 2, 2), blocks=1, attention=(2,), groups=4)
@@ -282,9 +282,9 @@ if not QUICK:
 # %% [markdown]
 # ![with and without skips](out/08_skips.png)
 #
-# The noise has a value of its own in each of 784 pixels. Through the 7 x 7 places of the bottom only what is smooth
-# comes back up, and the noise of a pixel is as far from smooth as can be. The skips carry it past the bottom; the
-# bottom is left to say what the digit is.
+# The noise has a value of its own in each of 784 pixels. The bottom has 7 x 7 x 32 = 1,568 numbers, so that all of it
+# could be squeezed through, but first the network must learn how, and it leaves some of the noise behind. The skips
+# carry it past the bottom from the first step on; the bottom is left to say what the digit is.
 #
 # ## Inside a trained network
 #
