@@ -198,7 +198,7 @@ save(figure, "09_steps.png")
 # %% [markdown]
 # ![steps](out/09_steps.png)
 #
-# With DDIM the noise $x_T$ alone decides: 50 and 10 steps give nearly the same digits, 4 steps a blurred copy.
+# With DDIM the noise $x_T$ alone decides: 50 and 10 steps give nearly the same digits, 4 steps a rougher copy.
 # Algorithm 2 draws fresh noise in each step, so its digits are others.
 #
 # ## Does it only repeat what it saw?

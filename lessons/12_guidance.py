@@ -340,10 +340,10 @@ for kind, (guide, strengths) in kinds.items():
         sheets.append(np.stack([x[i : i + shown] for i in range(0, len(x), per_class)]))
         measured.append(((reads(judge, x) == wanted).mean(), variety(x)))
         print(f"{kind}, s = {s:2}: {measured[-1][0]:6.1%} are what was asked for, variety {measured[-1][1]:.2f}")
-    figure, axes = plt.subplots(1, len(strengths), figsize=(2.6 * len(strengths), 4.6))
+    figure, axes = plt.subplots(1, len(strengths), figsize=(2.6 * len(strengths), 5))
     for axis, s, sheet, (asked, varied) in zip(axes, strengths, sheets, measured, strict=True):
         axis.imshow(grid(sheet.reshape(-1, 28, 28), columns=shown), cmap="gray")
-        axis.set_title(f"s = {s}\nasked for: {asked:.0%}\nvariety: {varied:.2f}", fontsize=10)
+        axis.set_title(f"s = {s}: {asked:.0%} as asked\nvariety {varied:.2f}", fontsize=10)
         axis.axis("off")
     save(figure, f"12_digits_{'free' if kind == 'classifier-free' else 'reader'}.png")
 
@@ -356,9 +356,9 @@ for kind, (guide, strengths) in kinds.items():
 #
 # ![by the classifier](out/12_digits_reader.png)
 #
-# Each row is one digit, six samples. Both go the same way: more of what was asked for, in fewer forms. Classifier-free
-# guidance gets there with a smaller $s$, since the network knows the classes better than two small convolutions do. A
-# classifier can also be fooled: pushed hard enough, an image that it *takes* for a seven need not be one.
+# Each row is one digit, six samples. Both draw more of what was asked for as $s$ grows. Classifier-free guidance gets
+# there with a smaller $s$, since the network knows the classes better than two small convolutions do, and pays with
+# variety: the digits of a row become alike.
 #
 # ## Exercises
 #
