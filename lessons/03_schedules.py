@@ -12,7 +12,8 @@
 # - a flaw of Stable Diffusion's schedule: no picture is really dark or really bright; and how to mend it;
 # - how to sample with some of the times only, and which ones to take.
 #
-# `python lessons/03_schedules.py` takes about ten seconds and writes its pictures to `lessons/out/`.
+# Run it from anywhere: `python lessons/03_schedules.py` takes about ten seconds and writes its pictures to
+# `lessons/out/`.
 
 # %%
 import os
@@ -33,7 +34,7 @@ from tinydiff.image import grid, to_signed
 QUICK = "TINYDIFF_QUICK" in os.environ  # set by the tests: fewer samples and steps
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-BLUE, RED, GREY = "#1f5fa8", "#c8401f", "#777777"
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 
 digits = mnist.load("embedded")
 images = to_signed(digits.images)  # (N, 28, 28), float32 in [-1, 1]
@@ -62,7 +63,7 @@ schedules = {
     "sigmoid": Schedule.sigmoid(1000),
     "scaled linear, zero": Schedule.scaled_linear(1000).zero_terminal_snr(),
 }
-colors = dict(zip(schedules, (RED, "#d99a2b", BLUE, "#2f8f4e", "#7b4fa3"), strict=True))
+colors = dict(zip(schedules, (RED, "#d99a2b", BLUE, GREEN, "#7b4fa3"), strict=True))
 for name, s in schedules.items():
     kl = s.terminal_kl(images[:100])
     print(f"{name:20s} sqrt(alpha_bar_T) = {s.alpha_bar[-1] ** 0.5:.1e}, KL to N(0, I) = {kl:.1e} nats a pixel")
@@ -156,7 +157,7 @@ for axis, picture, title in zip(
 ):
     axis.imshow(picture, cmap="gray", vmin=-1.5, vmax=1.5)
     axis.set(title=title, xticks=[], yticks=[])
-for tau, shade in zip((0.3, 0.6, 1.0, 2.0), ("#12431f", "#2f8f4e", "#6fbf8a", "#b5dfc3"), strict=True):
+for tau, shade in zip((0.3, 0.6, 1.0, 2.0), ("#12431f", GREEN, "#6fbf8a", "#b5dfc3"), strict=True):
     axes[3].plot(np.sqrt(Schedule.sigmoid(1000, -3, 3, tau).alpha_bar), color=shade, label=f"tau = {tau}")
 axes[3].set(title=r"sigmoid: $\sqrt{\bar\alpha_t}$", xlabel="t")
 axes[3].legend(frameon=False, fontsize=9)
@@ -339,6 +340,8 @@ assert noise_left[0] < 0.02 < 0.3 < noise_left[1]
 # Twenty single steps remove twenty steps' worth of noise, wherever one takes them; the rest stays in the picture.
 #
 # ## Exercises
+#
+# Put your answer in place of `None` and run the lesson again; it checks what you wrote.
 #
 # 1. A schedule has $\bar\alpha_{400} = 0.2$ and $\bar\alpha_{800} = 0.01$. A sampler visits 800, 400, and then
 #    $x_0$. What are its two betas? The smaller index belongs to the smaller time.

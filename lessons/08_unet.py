@@ -1,17 +1,17 @@
 # %% [markdown]
-# # Lesson 8: anatomy of the U-Net
+# # Lesson 8: the U-Net, or what each part is for
 #
 # The network of the deck (**E20**) takes a noisy image and a time, $\varepsilon_\theta(x_t, t)$, and gives an image of
 # the same size: its guess at the noise. Why that shape, a U? This lesson takes one apart.
 #
 # You will see
-# - every array on the way through, with its shape, and the whole forward pass in fifteen lines;
+# - every array on the way through, with its shape, and the whole forward pass on one screen;
 # - where the parameters are, and where the time goes: not in the same place;
 # - what each part is: ResNet block, GroupNorm, time embedding, attention, down, up, skip;
 # - what one output pixel can see, measured by differentiating it;
 # - what happens without the skips, and what a trained network looks at.
 #
-# `python lessons/08_unet.py` takes about a minute and writes its pictures to `lessons/out/`.
+# Run it from anywhere: `python lessons/08_unet.py` takes about a minute and writes its pictures to `lessons/out/`.
 
 # %%
 import os

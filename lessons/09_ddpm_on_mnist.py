@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Lesson 9: a diffusion model of handwritten digits
+# # Lesson 9: DDPM on MNIST, or all of it on digits
 #
 # Everything so far, on real images: the forward process (lesson 2), Algorithm 1 (lesson 6), Algorithm 2 (lesson 7), and
 # in place of the little network a U-Net. A small one is trained before your eyes for some seconds, to see how learning
@@ -118,9 +118,10 @@ assert QUICK or np.mean(losses[-50:]) < 0.15 < np.mean(losses[:10])
 #
 # ## Trained for longer
 #
-# `PixelDiffusion.load` also takes the name of a model that the package brings along. It was trained like ours, on all
-# 60,000 digits, with three changes: it is told which digit it sees, it predicts $v$ in place of $\varepsilon$ (E15),
-# and it learns its own variance (E13).
+# `PixelDiffusion.load` also takes the name of a model that the package brings along. It was trained by the same
+# algorithm, for longer and on all 60,000 digits. It is a larger network on the cosine schedule (**E7**), which is told
+# which digit it sees, predicts $v$ in place of $\varepsilon$ (**E15**), and learns its own variance (**E13**). Its
+# digits below are drawn with a little guidance, 1.5, which lesson 12 explains.
 
 # %%
 shipped = PixelDiffusion.load("mnist")
@@ -141,9 +142,9 @@ save(figure, "09_samples.png")
 #
 # ## From noise to a digit (E19)
 #
-# The states on the way, and below them what the network *thinks* is there: the $x_0$ that goes with its guess (E15).
-# At first it is a blurred mean of all that is still possible; it has taken its shape before anything can be seen in the
-# states.
+# The states on the way, and below them what the network *thinks* is there: the $x_0$ that goes with its output
+# (**E15**). At first it is a blurred mean of all that is still possible. It has taken its shape while the states still
+# look like noise.
 
 # %%
 denoise = shipped.denoiser(label[:3])
@@ -203,9 +204,10 @@ save(figure, "09_steps.png")
 #
 # ## Does it only repeat what it saw?
 #
-# Beside each of some samples, the most similar digits among the package's 4,500 (a part of what it was trained on). A
-# copy would be the same to the pixel. These are not: a sample is about as far from its nearest neighbour as a real
-# digit that was held out is from its own (printed).
+# Below each of some samples, the most similar of our 4,500 digits, all of which the model was trained on. A copy would
+# be the same to the pixel. Printed: how far the samples are from the nearest of them, on average, and how far 500 other
+# digits are, which are not among them. (The model was trained on 55,500 more, and a copy of one of those would escape
+# us. But a model that copies would copy ours too.)
 
 
 # %%
@@ -214,10 +216,11 @@ def squared_distances(a, b):
     return (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
 
 
-flat, held_out = images.reshape(-1, 784), to_signed(mnist.load("embedded", "test").images).reshape(-1, 784)
+flat, other = images.reshape(-1, 784), to_signed(mnist.load("embedded", "test").images).reshape(-1, 784)
 drawn = states[-1].clip(-1, 1).reshape(-1, 784)
-for name, x in (("samples", drawn), ("digits that were held out", held_out)):
-    print(f"distance to the nearest of the 4,500, {name}: {np.sqrt(squared_distances(x, flat).min(axis=1)).mean():.1f}")
+for name, x in (("samples", drawn), ("other digits", other)):
+    far = np.sqrt(squared_distances(x, flat).min(axis=1))
+    print(f"distance to the nearest of the 4,500: {name:12} {far.mean():.1f} on average, {far.min():.1f} at least")
 nearest = squared_distances(drawn[:8], flat).argsort(axis=1)[:, :4]
 rows = [np.concatenate([drawn[i : i + 1], flat[found]]) for i, found in enumerate(nearest)]
 figure, axes = plt.subplots(1, len(rows), figsize=(1.3 * len(rows), 5.6))

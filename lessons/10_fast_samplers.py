@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Lesson 10: fewer steps
+# # Lesson 10: fast samplers, or how few steps will do
 #
 # Algorithm 2 (**E19**) calls the network a thousand times for one batch of images. All the time that sampling takes is
 # spent in these calls, so the question of this lesson is: how good are the samples after 10 calls, or 20, or 50?
@@ -14,7 +14,8 @@
 # To measure errors we need to know the right answer. So there is no trained network here: the data are simple enough
 # for the best possible network to be a formula, and every error below is the sampler's own.
 #
-# `python lessons/10_fast_samplers.py` takes about half a minute and writes its pictures to `lessons/out/`.
+# Run it from anywhere: `python lessons/10_fast_samplers.py` takes about half a minute and writes its pictures to
+# `lessons/out/`.
 
 # %%
 import functools
@@ -36,7 +37,8 @@ from tinydiff.image import grid, to_signed
 QUICK = "TINYDIFF_QUICK" in os.environ  # set by the tests: fewer samples and steps
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-COLORS = {"DDPM": "#777777", "DDIM": "#1f5fa8", "Heun": "#c8401f", "DPM-Solver++": "#2f8f4e"}
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
+COLORS = {"DDPM": GREY, "DDIM": BLUE, "Heun": RED, "DPM-Solver++": GREEN}
 
 schedule = Schedule.cosine(1000)
 
@@ -372,6 +374,8 @@ plt.close(figure)
 # `python examples/sample.py RUN --sampler dpm --steps 20` draws from yours.
 #
 # ## Exercises
+#
+# Put your answer in place of `None` and run the lesson again; it checks what you wrote.
 #
 # 1. A batch takes one second a call. How long do 18 steps of Heun's method take, and 18 of DPM-Solver++?
 # 2. Invent a sampler. DDIM uses the velocity at the start of a step, Heun the mean of both ends. The method of Adams

@@ -46,7 +46,7 @@ from tinydiff.models import PixelDiffusion
 QUICK = "TINYDIFF_QUICK" in os.environ
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-BLUE, RED, GREY, GREEN = "#1f5fa8", "#c8401f", "#777777", "#2a8a4a"
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 COLOURS = (BLUE, RED, GREEN)
 
 n, T = (300, 60) if QUICK else (2000, 300)
@@ -366,8 +366,7 @@ for kind, (guide, strengths) in kinds.items():
 #
 # 1. Write Ho & Salimans' form, with their $w$, and show that it is ours: a function of $\varepsilon_c$, $\varepsilon_u$
 #    and $w$.
-# 2. At which $s$ does guidance give the distribution of *everything but* nothing: which $s$ draws as if the class had
-#    never been mentioned?
+# 2. Which $s$ draws as if the class had never been mentioned?
 
 # %%
 ho_salimans = None  # a function (eps_c, eps_u, w) -> array

@@ -12,7 +12,8 @@
 # - **DDIM backwards**: the noise that a given image comes from, and a trap that plain backgrounds set;
 # - the way from one image to another, along an arc between their noises.
 #
-# `python lessons/13_inpainting_and_editing.py` takes about a minute and writes its pictures to `lessons/out/`.
+# Run it from anywhere: `python lessons/13_inpainting_and_editing.py` takes about a minute and writes its pictures to
+# `lessons/out/`.
 
 # %%
 import os
@@ -46,7 +47,7 @@ from tinydiff.models.pixel_inpainting import shown
 QUICK = "TINYDIFF_QUICK" in os.environ  # few digits and few steps, for the tests
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#3c8a4e", "#777777"
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 
 
 def save(figure, name):
@@ -167,7 +168,7 @@ if not QUICK:
 
 # %%
 model = PixelDiffusion.load("mnist")
-digits, unseen = mnist.load("embedded"), mnist.load("embedded", "test")
+digits, others = mnist.load("embedded"), mnist.load("embedded", "test")
 tuned = PixelInpainting.started_from(model).train()
 steps, batch = (2, 2) if QUICK else (150, 32)
 adam = optim.Adam(tuned.parameters())
@@ -186,7 +187,7 @@ print(f"loss of the first tenth of {steps} steps: {np.mean(losses[:tenth]):.3f},
 labels = (3, 5) if QUICK else (2, 3, 4, 5, 8, 9)
 each = 1 if QUICK else 3
 N = 6 if QUICK else 50
-x_0 = to_signed(np.stack([unseen.images[unseen.labels == label][3] for label in labels])[..., None])
+x_0 = to_signed(np.stack([others.images[others.labels == label][3] for label in labels])[..., None])
 known = np.repeat(x_0, each, axis=0)
 mask = masks.without("bottom", (28, 28))
 

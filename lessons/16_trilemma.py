@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Lesson 16: Good, varied, fast: choose two (E39)
+# # Lesson 16: the trilemma, or good, varied, fast: choose two
 #
 # Three families of models turn noise $z \sim \mathcal N(0, I)$ into images. Each is excellent at two of three things
-# and poor at the third, which Xiao et al. (2022) call the *generative trilemma*:
+# and poor at the third, which Xiao et al. (2022) call the *generative trilemma* (**E39**):
 #
 # | | quality | diversity | speed |
 # |---|---|---|---|
@@ -17,7 +17,7 @@
 # - the triangle, drawn from measurements;
 # - that the third corner is not fixed: a diffusion model can be asked for fewer steps.
 #
-# `python lessons/16_trilemma.py` takes about a minute on two cores.
+# Run it from anywhere: `python lessons/16_trilemma.py` takes about a minute and writes its pictures to `lessons/out/`.
 
 # %%
 import os
@@ -300,6 +300,8 @@ plt.close(figure)
 # That is where most research on the trilemma goes: solvers that take larger steps, and models taught to take them.
 #
 # ## Exercises
+#
+# Put your answer in place of `None` and run the lesson again; it checks what you wrote.
 #
 # 1. A "model" gives back training images, the same that are measured against. What are its precision and recall? And
 #    what does `copying`, the chance that a drawn image lies nearer to the training data than a test image does, say?
