@@ -156,9 +156,9 @@ if not QUICK:
 #
 # ## Three ways to complete a digit (E36)
 #
-# Now digits, of which the lower half is hidden. The model is the one that the package ships; it was never trained for
-# this. The third way, GLIDE's (Nichol et al. 2022), does train: a model takes the masked image and the mask as further
-# channels of its input,
+# Now digits, of which the lower half is hidden. The model is the one that the package ships. It has seen whole digits
+# only (all of MNIST's 60,000 training images, these among them), and was never trained for this. The third way, GLIDE's
+# (Nichol et al. 2022), does train: a model takes the masked image and the mask as further channels of its input,
 #
 # $$\varepsilon_\theta\big([\,x_t,\ m \odot x_0,\ m\,],\ t\big),$$
 #
@@ -215,8 +215,9 @@ for name, (x, calls) in ways.items():
 #
 # The known halves are the digits' own in each picture. What is painted below them need not be what was hidden, since
 # much fits under an arch: what counts is whether the whole is a digit, and whether the strokes meet at the seam.
-# Replacement is off most often. RePaint pays for its digits with five times the network calls. The third way needs no
-# more calls than sampling does, but after so few seconds of training its strokes still break at the seam.
+# Replacement misses the seam most often. RePaint pays for its digits with more than five times the network calls. The
+# third way needs no more calls than sampling does, but it was trained for some seconds only, and its strokes may still
+# break at the seam.
 #
 # ## SDEdit: part of the way, and back
 #
