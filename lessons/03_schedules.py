@@ -52,8 +52,8 @@ five = images[int(np.argmax(digits.labels == 5))]
 # - **sigmoid**: $\bar\alpha_t$ is a piece of the curve $1/(1+e^{-u})$ (Jabri et al. 2023).
 # - **scaled linear, zero**: the second one, stretched until nothing is left at the end; see below (Lin et al. 2023).
 #
-# The right picture shows the signal-to-noise ratio on a logarithmic axis. Everything that a network learns is a
-# function of this ratio; a schedule only says how many of its 1000 times are spent where.
+# The right picture shows the signal-to-noise ratio on a logarithmic axis. How hard the network's task is at a time
+# depends on this ratio alone; a schedule only says how many of the 1000 times are spent where.
 
 # %%
 schedules = {

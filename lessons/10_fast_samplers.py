@@ -368,10 +368,9 @@ plt.close(figure)
 #
 # Here the second order gains nothing below some fifteen calls, and Heun, which spends two calls on every step, loses.
 # Separate points make the flow bend more sharply than a long step can see, and no method is of any order until its
-# steps are shorter than the bends. How a trained network's flow bends depends on the network. With the model that this
-# package brings along, 20 calls of DPM-Solver++ come as close to the end as 40 of DDIM. With the smaller one that
-# `train_mnist.py` trains in four minutes, DDIM is as good as either. So measure, on the model you have:
-# `python examples/sample.py RUN --sampler dpm --steps 20` draws from yours.
+# steps are shorter than the bends. How the flow of a trained network bends depends on the data and on the network, and
+# so does which sampler is best for it. Measure, on the model you have: `python examples/sample.py RUN --sampler dpm
+# --steps 20` draws from yours.
 #
 # ## Exercises
 #
