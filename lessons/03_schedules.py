@@ -83,7 +83,7 @@ for axis in axes:
     axis.set(xlabel="t", xlim=(0, 1000))
     axis.spines[["top", "right"]].set_visible(False)
 figure.tight_layout()
-figure.savefig(OUT / "03_schedules.png", dpi=120)
+figure.savefig(OUT / "03_schedules.png", dpi=130)
 plt.close(figure)
 
 times = [0, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
@@ -97,7 +97,7 @@ for row, (name, s) in zip(axes, schedules.items(), strict=True):
 for axis, t in zip(axes[0], times, strict=True):
     axis.set_title(f"t = {t}", fontsize=10)
 figure.tight_layout(pad=0.4)
-figure.savefig(OUT / "03_digits.png", dpi=110)
+figure.savefig(OUT / "03_digits.png", dpi=130)
 plt.close(figure)
 
 # %% [markdown]
@@ -163,7 +163,7 @@ axes[3].set(title=r"sigmoid: $\sqrt{\bar\alpha_t}$", xlabel="t")
 axes[3].legend(frameon=False, fontsize=9)
 axes[3].spines[["top", "right"]].set_visible(False)
 figure.tight_layout()
-figure.savefig(OUT / "03_size.png", dpi=110)
+figure.savefig(OUT / "03_size.png", dpi=130)
 plt.close(figure)
 
 # %% [markdown]
@@ -230,7 +230,7 @@ for (top, bottom), (name, (s, steps, color)) in zip(axes.T, runs.items(), strict
     print(f"{name:30s}: samples on paper of each shade:", *counts[-1])
 axes[1, 0].set_ylabel(f"of {n} samples")
 figure.tight_layout()
-figure.savefig(OUT / "03_brightness.png", dpi=120)
+figure.savefig(OUT / "03_brightness.png", dpi=130)
 plt.close(figure)
 if not QUICK:
     flawed, mended, hasty = counts
@@ -274,7 +274,7 @@ axis.set(yticks=range(3), yticklabels=("trailing", "linspace", "leading"), xlabe
 axis.set(xlim=(1030, -30), ylim=(-0.6, 2.6))
 axis.spines[["top", "right", "left"]].set_visible(False)
 figure.tight_layout()
-figure.savefig(OUT / "03_spacing.png", dpi=120)
+figure.savefig(OUT / "03_spacing.png", dpi=130)
 plt.close(figure)
 
 # %% [markdown]
@@ -328,7 +328,7 @@ axis.set(xticks=[], yticks=[14, 44], yticklabels=["β of the jumps", "β of sing
 axis.tick_params(length=0)
 axis.spines[:].set_visible(False)
 figure.tight_layout()
-figure.savefig(OUT / "03_respaced.png", dpi=120)
+figure.savefig(OUT / "03_respaced.png", dpi=130)
 plt.close(figure)
 noise_left = [np.abs(row - every[(2 * row @ every.T - (every**2).sum(axis=1)).argmax(axis=1)]).mean() for row in rows]
 print(f"distance from the nearest digit: {noise_left[0]:.3f} and {noise_left[1]:.3f} a pixel")

@@ -136,7 +136,7 @@ for axis, (name, sampler, steps, shown) in zip(axes.flat, plans, strict=True):
     axis.set(title=f"{name}: {calls_of(name, steps)} calls", xticks=[], yticks=[], aspect="equal")
     axis.set(xlim=(-2.5, 2.7), ylim=(-2.7, 2.5))
 figure.tight_layout()
-figure.savefig(OUT / "10_paths.png", dpi=110)
+figure.savefig(OUT / "10_paths.png", dpi=130)
 plt.close(figure)
 
 # %% [markdown]
@@ -223,7 +223,7 @@ axis.set(xlabel="calls of the network", ylabel="distance from the flow's end", y
 axis.spines[["top", "right"]].set_visible(False)
 axis.legend(frameon=False, loc="upper right", fontsize=9)
 figure.tight_layout()
-figure.savefig(OUT / "10_error.png", dpi=120)
+figure.savefig(OUT / "10_error.png", dpi=130)
 plt.close(figure)
 
 # %% [markdown]
@@ -286,7 +286,7 @@ for axis in (left, right):
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=9)
 figure.tight_layout()
-figure.savefig(OUT / "10_quality.png", dpi=120)
+figure.savefig(OUT / "10_quality.png", dpi=130)
 plt.close(figure)
 if not QUICK:
     few = steps_tried.index(10)
@@ -360,7 +360,7 @@ right.minorticks_off()
 right.spines[["top", "right"]].set_visible(False)
 right.legend(frameon=False)
 figure.tight_layout()
-figure.savefig(OUT / "10_digits.png", dpi=120)
+figure.savefig(OUT / "10_digits.png", dpi=130)
 plt.close(figure)
 
 # %% [markdown]

@@ -57,13 +57,13 @@ def save(figure, name):
     plt.close(figure)
 
 
-def show(name, columns, rows=None):
-    """Draw a table of digits: for each title a block of them, (rows, columns, 28, 28, 1)."""
+def show(name, columns, rows=None, inch=0.024):
+    """Draw a table of digits: for each title a block of them, (rows, columns, 28, 28, 1), `inch` to a pixel."""
     blocks = [np.asarray(block, np.float32).reshape(len(block), -1, 28, 28) for _, block in columns]
     sheets = [grid(block.reshape(-1, 28, 28), columns=block.shape[1]) for block in blocks]
     widths, height = [sheet.shape[1] for sheet in sheets], sheets[0].shape[0]
     figure, axes = plt.subplots(
-        1, len(sheets), figsize=(0.024 * sum(widths), 0.024 * height + 0.3), width_ratios=widths, squeeze=False
+        1, len(sheets), figsize=(inch * sum(widths), inch * height + 0.3), width_ratios=widths, squeeze=False
     )
     for axis, (title, _), sheet in zip(axes[0], columns, sheets, strict=True):
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=255)
@@ -224,8 +224,8 @@ for name, (x, calls) in ways.items():
 #
 # Noise hides details first and outlines last. So add noise to an image up to $t = \text{strength} \cdot T$ (E4), and
 # sample from there (Meng et al. 2022). What the noise has hidden is drawn anew; what shows through stays. Strength 0
-# gives the image back and strength 1 forgets it: that is plain sampling. It makes a digit even of a drawing that is
-# none: the second row starts from three straight bars.
+# gives the image back and strength 1 forgets it: that is plain sampling. Even a drawing that is no digit turns into
+# something like one: the second row starts from three straight bars.
 
 # %%
 bars = np.full((28, 28, 1), -1, np.float32)
@@ -290,7 +290,8 @@ for start in (0, 20):
     print(f"from x_{start}: pixels off by {error:.4f}, noise of standard deviation {std:.2f}")
 show(
     "13_backwards.png",
-    [("image, its $x_T$ (÷ 3), and back:\nfrom $x_0$", rows[0]), ("the same\nfrom $x_{20}$", rows[1])],
+    [("image, its $x_T$ (÷ 3), and back: from $x_0$", rows[0]), ("the same from $x_{20}$", rows[1])],
+    inch=0.04,
 )
 if not QUICK:
     assert abs(noises[20].std() - 1) < 0.1 < abs(noises[0].std() - 1)
@@ -319,7 +320,7 @@ print(
 )
 between = [(1 - w) * pair[0] + w * pair[1]]
 between += [last(ddim(model.denoiser(), x_T, model.schedule, Rng(0), N)) for x_T in (line, arc)]
-show("13_between.png", [("", between)], ["pixels mixed", "noises, line", "noises, arc"])
+show("13_between.png", [("", between)], ["pixels mixed", "noises, line", "noises, arc"], inch=0.034)
 lengths = np.sqrt((arc**2).sum(axis=(1, 2, 3)))
 assert (arc[0] == a).all() and (arc[-1] == b).all()
 assert lengths.min() > 0.99 * min(lengths[0], lengths[-1])

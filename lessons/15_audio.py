@@ -38,7 +38,7 @@ RATE, LENGTH = 8000, 2048  # samples a second, and in a clip: 0.26 s
 
 
 def save(figure, name):
-    figure.savefig(OUT / name, dpi=110)
+    figure.savefig(OUT / name, dpi=130)
     plt.close(figure)
 
 
