@@ -299,8 +299,9 @@ plt.close(figure)
 # ![what time buys](out/16_what_time_buys.png)
 #
 # In one step the network can only give the mean of the class it was asked for: next to no recall, and yet the highest
-# precision, since the classifier's features hardly mind a blur (look at pictures, not at numbers alone). Ten steps do nearly what fifty do.
-# That is where most research on the trilemma goes: solvers that take larger steps, and models taught to take them.
+# precision, since the classifier's features hardly mind a blur (look at pictures, not at numbers alone). Ten steps do
+# nearly what fifty do. That is where most research on the trilemma goes: solvers that take larger steps, and models
+# taught to take them.
 #
 # ## Exercises
 #
