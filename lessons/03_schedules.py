@@ -12,7 +12,8 @@
 # - a flaw of Stable Diffusion's schedule: no picture is really dark or really bright; and how to mend it;
 # - how to sample with some of the times only, and which ones to take.
 #
-# `python lessons/03_schedules.py` takes about ten seconds and writes its pictures to `lessons/out/`.
+# Run it from anywhere: `python lessons/03_schedules.py` takes about ten seconds and writes its pictures to
+# `lessons/out/`.
 
 # %%
 import os
@@ -33,7 +34,7 @@ from tinydiff.image import grid, to_signed
 QUICK = "TINYDIFF_QUICK" in os.environ  # set by the tests: fewer samples and steps
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-BLUE, RED, GREY = "#1f5fa8", "#c8401f", "#777777"
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 
 digits = mnist.load("embedded")
 images = to_signed(digits.images)  # (N, 28, 28), float32 in [-1, 1]
@@ -51,8 +52,8 @@ five = images[int(np.argmax(digits.labels == 5))]
 # - **sigmoid**: $\bar\alpha_t$ is a piece of the curve $1/(1+e^{-u})$ (Jabri et al. 2023).
 # - **scaled linear, zero**: the second one, stretched until nothing is left at the end; see below (Lin et al. 2023).
 #
-# The right picture shows the signal-to-noise ratio on a logarithmic axis. Everything that a network learns is a
-# function of this ratio; a schedule only says how many of its 1000 times are spent where.
+# The right picture shows the signal-to-noise ratio on a logarithmic axis. How hard the network's task is at a time
+# depends on this ratio alone; a schedule only says how many of the 1000 times are spent where.
 
 # %%
 schedules = {
@@ -62,7 +63,7 @@ schedules = {
     "sigmoid": Schedule.sigmoid(1000),
     "scaled linear, zero": Schedule.scaled_linear(1000).zero_terminal_snr(),
 }
-colors = dict(zip(schedules, (RED, "#d99a2b", BLUE, "#2f8f4e", "#7b4fa3"), strict=True))
+colors = dict(zip(schedules, (RED, "#d99a2b", BLUE, GREEN, "#7b4fa3"), strict=True))
 for name, s in schedules.items():
     kl = s.terminal_kl(images[:100])
     print(f"{name:20s} sqrt(alpha_bar_T) = {s.alpha_bar[-1] ** 0.5:.1e}, KL to N(0, I) = {kl:.1e} nats a pixel")
@@ -82,7 +83,7 @@ for axis in axes:
     axis.set(xlabel="t", xlim=(0, 1000))
     axis.spines[["top", "right"]].set_visible(False)
 figure.tight_layout()
-figure.savefig(OUT / "03_schedules.png", dpi=120)
+figure.savefig(OUT / "03_schedules.png", dpi=130)
 plt.close(figure)
 
 times = [0, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
@@ -96,7 +97,7 @@ for row, (name, s) in zip(axes, schedules.items(), strict=True):
 for axis, t in zip(axes[0], times, strict=True):
     axis.set_title(f"t = {t}", fontsize=10)
 figure.tight_layout(pad=0.4)
-figure.savefig(OUT / "03_digits.png", dpi=110)
+figure.savefig(OUT / "03_digits.png", dpi=130)
 plt.close(figure)
 
 # %% [markdown]
@@ -156,13 +157,13 @@ for axis, picture, title in zip(
 ):
     axis.imshow(picture, cmap="gray", vmin=-1.5, vmax=1.5)
     axis.set(title=title, xticks=[], yticks=[])
-for tau, shade in zip((0.3, 0.6, 1.0, 2.0), ("#12431f", "#2f8f4e", "#6fbf8a", "#b5dfc3"), strict=True):
+for tau, shade in zip((0.3, 0.6, 1.0, 2.0), ("#12431f", GREEN, "#6fbf8a", "#b5dfc3"), strict=True):
     axes[3].plot(np.sqrt(Schedule.sigmoid(1000, -3, 3, tau).alpha_bar), color=shade, label=f"tau = {tau}")
 axes[3].set(title=r"sigmoid: $\sqrt{\bar\alpha_t}$", xlabel="t")
 axes[3].legend(frameon=False, fontsize=9)
 axes[3].spines[["top", "right"]].set_visible(False)
 figure.tight_layout()
-figure.savefig(OUT / "03_size.png", dpi=110)
+figure.savefig(OUT / "03_size.png", dpi=130)
 plt.close(figure)
 
 # %% [markdown]
@@ -229,7 +230,7 @@ for (top, bottom), (name, (s, steps, color)) in zip(axes.T, runs.items(), strict
     print(f"{name:30s}: samples on paper of each shade:", *counts[-1])
 axes[1, 0].set_ylabel(f"of {n} samples")
 figure.tight_layout()
-figure.savefig(OUT / "03_brightness.png", dpi=120)
+figure.savefig(OUT / "03_brightness.png", dpi=130)
 plt.close(figure)
 if not QUICK:
     flawed, mended, hasty = counts
@@ -273,7 +274,7 @@ axis.set(yticks=range(3), yticklabels=("trailing", "linspace", "leading"), xlabe
 axis.set(xlim=(1030, -30), ylim=(-0.6, 2.6))
 axis.spines[["top", "right", "left"]].set_visible(False)
 figure.tight_layout()
-figure.savefig(OUT / "03_spacing.png", dpi=120)
+figure.savefig(OUT / "03_spacing.png", dpi=130)
 plt.close(figure)
 
 # %% [markdown]
@@ -327,7 +328,7 @@ axis.set(xticks=[], yticks=[14, 44], yticklabels=["β of the jumps", "β of sing
 axis.tick_params(length=0)
 axis.spines[:].set_visible(False)
 figure.tight_layout()
-figure.savefig(OUT / "03_respaced.png", dpi=120)
+figure.savefig(OUT / "03_respaced.png", dpi=130)
 plt.close(figure)
 noise_left = [np.abs(row - every[(2 * row @ every.T - (every**2).sum(axis=1)).argmax(axis=1)]).mean() for row in rows]
 print(f"distance from the nearest digit: {noise_left[0]:.3f} and {noise_left[1]:.3f} a pixel")
@@ -339,6 +340,8 @@ assert noise_left[0] < 0.02 < 0.3 < noise_left[1]
 # Twenty single steps remove twenty steps' worth of noise, wherever one takes them; the rest stays in the picture.
 #
 # ## Exercises
+#
+# Put your answer in place of `None` and run the lesson again; it checks what you wrote.
 #
 # 1. A schedule has $\bar\alpha_{400} = 0.2$ and $\bar\alpha_{800} = 0.01$. A sampler visits 800, 400, and then
 #    $x_0$. What are its two betas? The smaller index belongs to the smaller time.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Lesson 4: one step back
+# # Lesson 4: the posterior, or one step back
 #
 # The forward process (lesson 2) is given. What a diffusion model must learn is its undoing, one step at a time. This
 # lesson asks what there is to learn: which distribution does $x_{t-1}$ have, once $x_t$ is seen?
@@ -32,7 +32,7 @@ from tinydiff.image import to_signed
 QUICK = "TINYDIFF_QUICK" in os.environ  # fewer chains and coarser curves, for the tests
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#3c8a4e", "#777777"
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 schedule = Schedule.linear(100)
 
 

@@ -49,7 +49,7 @@ from tinydiff.image import to_signed
 QUICK = "TINYDIFF_QUICK" in os.environ  # fewer samples, steps and digits, for the tests
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#3c8a4e", "#777777"
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 
 
 def save(figure, name):

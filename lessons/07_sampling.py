@@ -45,7 +45,7 @@ from tinydiff.diffusion import (
 QUICK = "TINYDIFF_QUICK" in os.environ
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-BLUE, RED, GREY = "#1f5fa8", "#c8401f", "#777777"
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 
 n, T = (300, 100) if QUICK else (2000, 1000)
 schedule = Schedule.linear(T)
@@ -309,7 +309,7 @@ for line, (name, results) in zip(axes, few_steps.items(), strict=True):
 save(figure, "07_few_steps.png")
 
 figure, axis = plt.subplots(figsize=(7, 4))
-for (name, results), colour in zip(few_steps.items(), (RED, BLUE, "#2a8a4a"), strict=True):
+for (name, results), colour in zip(few_steps.items(), (RED, BLUE, GREEN), strict=True):
     distance = [energy_distance(x, reference) for x in results]
     axis.loglog(calls, distance, "o-", color=colour, label=name)
     print(f"{name:28} distance", ", ".join(f"{c}: {d:.4f}" for c, d in zip(calls, distance, strict=True)))

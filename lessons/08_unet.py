@@ -1,17 +1,17 @@
 # %% [markdown]
-# # Lesson 8: anatomy of the U-Net
+# # Lesson 8: the U-Net, or what each part is for
 #
 # The network of the deck (**E20**) takes a noisy image and a time, $\varepsilon_\theta(x_t, t)$, and gives an image of
 # the same size: its guess at the noise. Why that shape, a U? This lesson takes one apart.
 #
 # You will see
-# - every array on the way through, with its shape, and the whole forward pass in fifteen lines;
+# - every array on the way through, with its shape, and the whole forward pass on one screen;
 # - where the parameters are, and where the time goes: not in the same place;
 # - what each part is: ResNet block, GroupNorm, time embedding, attention, down, up, skip;
 # - what one output pixel can see, measured by differentiating it;
 # - what happens without the skips, and what a trained network looks at.
 #
-# `python lessons/08_unet.py` takes about a minute and writes its pictures to `lessons/out/`.
+# Run it from anywhere: `python lessons/08_unet.py` takes about a minute and writes its pictures to `lessons/out/`.
 
 # %%
 import os
@@ -96,7 +96,7 @@ def note(name, layer, inputs, h):
     if isinstance(layer, Stage):
         kind = "ResBlock" + " + attention" * (layer.attention is not None)
     else:
-        kind = {"Downsample": "halve", "Upsample": "double"}.get(type(layer).__name__, "3 x 3 convolution")
+        kind = {"Downsample": "halve", "Upsample": "double"}.get(type(layer).__name__, "3 × 3 convolution")
     table.append((name, kind, inputs, h.shape, layer.count_parameters(), multiplications(layer, inputs, h.shape)))
 
 
@@ -113,7 +113,7 @@ assert counted == unet.count_parameters()
 print(f"{unet.count_parameters():,} parameters, {sum(row[5] for row in table) / 1e6:.0f} million products an image")
 
 # %% [markdown]
-# Read the last two columns against each other. A 3 x 3 convolution from $C$ to $C'$ channels has $9CC'$ weights, and
+# Read the last two columns against each other. A 3 × 3 convolution from $C$ to $C'$ channels has $9CC'$ weights, and
 # uses each of them once *for each pixel*. Halving the image and doubling the channels makes the parameters four times
 # as many and leaves the work as it was. So the parameters sit at the bottom, and the work is everywhere.
 
@@ -124,10 +124,11 @@ shares /= shares.sum(axis=1, keepdims=True)
 figure, axis = plt.subplots(figsize=(7, 2.4), layout="constrained")
 left = np.zeros(2)
 for size, share, color in zip(sizes, shares.T, ("#b9d3ee", "#5b94cf", BLUE), strict=True):
-    axis.barh(["parameters", "products"], share, left=left, color=color, label=f"{size} x {size}")
+    axis.barh(["parameters", "products"], share, left=left, color=color, label=f"{size} × {size}")
     for row in range(2):
         if share[row] > 0.04:
-            axis.text(left[row] + share[row] / 2, row, f"{share[row]:.0%}", ha="center", va="center")
+            text_color = "white" if color == BLUE else "black"
+            axis.text(left[row] + share[row] / 2, row, f"{share[row]:.0%}", color=text_color, ha="center", va="center")
     left += share
 axis.set(xlim=(0, 1), xticks=[], title="Where the parameters are, and where the work is")
 axis.invert_yaxis()
@@ -170,7 +171,7 @@ figure, (left_axis, right_axis) = plt.subplots(1, 2, figsize=(10, 3.4), layout="
 left_axis.imshow(waves.T, aspect="auto", cmap="RdBu_r", extent=(1, 1000, 64, 0), interpolation="nearest")
 left_axis.set(xlabel="t", ylabel="channel: sines, then cosines", title="the embedding of every t")
 right_axis.plot(np.arange(1, 1001), waves @ waves[499] / 32, color=BLUE)  # each vector has length √32
-right_axis.set(xlabel="t", ylim=(0, 1.05), title="how like the embedding of 500 it is (cosine)")
+right_axis.set(xlabel="t", ylim=(0, 1.05), title="its cosine with the embedding of 500")
 right_axis.spines[["top", "right"]].set_visible(False)
 save(figure, "08_time.png")
 
@@ -211,16 +212,16 @@ assert np.mean(views["one level"] > 0.01) < 0.5 < np.mean(views["three levels"] 
 # %% [markdown]
 # ![receptive fields](out/08_sight.png)
 #
-# A 3 x 3 convolution sees one pixel further; at the bottom of the U that is four pixels of the image. (The faint glow
+# A 3 × 3 convolution sees one pixel further; at the bottom of the U that is four pixels of the image. (The faint glow
 # everywhere is GroupNorm's, whose mean and variance are of the whole image.) For 28 pixels three levels are enough to
-# reach everywhere. **Attention** (**E27**) makes distance count for nothing: each place asks all others at once,
+# reach nearly everywhere. **Attention** (**E27**) makes distance count for nothing: each place asks all others at once,
 # $\mathrm{softmax}(QK^\top/\sqrt d)\,V$. With $N$ places that costs $N^2$, which is why only the small images at the
 # bottom have it: 49 places there, 784 at the top, which would be 256 times the work.
 #
 # ## Without the skips
 #
 # We train one small U-Net as it is, and its twin with zeros in the place of all that the left side hands over, for the
-# same steps on the same digits. The bottom has 7 x 7 places.
+# same steps on the same digits. The bottom has 7 × 7 places.
 
 # %%
 STEPS, BATCH = (6, 16) if QUICK else (150, 32)
@@ -282,14 +283,14 @@ if not QUICK:
 # %% [markdown]
 # ![with and without skips](out/08_skips.png)
 #
-# The noise has a value of its own in each of 784 pixels. The bottom has 7 x 7 x 32 = 1,568 numbers, so that all of it
+# The noise has a value of its own in each of 784 pixels. The bottom has 7 × 7 × 32 = 1,568 numbers, so that all of it
 # could be squeezed through, but first the network must learn how, and it leaves some of the noise behind. The skips
 # carry it past the bottom from the first step on; the bottom is left to say what the digit is.
 #
 # ## Inside a trained network
 #
-# Channels of each level for one noisy digit, and below them, for two places of the 7 x 7 at the bottom, how much
-# attention they pay to all others.
+# Three channels of some layers for one noisy digit; and for three places of the 7 × 7 at the bottom, how much attention
+# they pay to all others (bright: much).
 
 # %%
 seen = []
@@ -306,7 +307,7 @@ for column, index in enumerate(chosen, start=1):
     strongest = np.argsort(-h.data[0].std(axis=(0, 1)))[:3]
     for channel, axis in zip(strongest, axes[:, column], strict=True):
         axis.imshow(h.data[0, :, :, channel], cmap="gray")
-    axes[0, column].set_title(f"{name}\n{h.shape[1]} x {h.shape[2]} x {h.shape[3]}", fontsize=10)
+    axes[0, column].set_title(f"{name}\n{h.shape[1]} × {h.shape[2]} × {h.shape[3]}", fontsize=10)
 for axis in axes.flat:
     axis.set(xticks=[], yticks=[])
 save(figure, "08_features.png")
@@ -319,7 +320,7 @@ with no_grad():
 q, k = qkv[:, 0], qkv[:, 1]
 weights = ops.softmax(q @ k.T / k.shape[1] ** 0.5).data  # (49, 49), each row sums to 1
 assert np.allclose(weights.sum(axis=1), 1, atol=1e-5)
-figure, axes = plt.subplots(1, 4, figsize=(10, 2.9), layout="constrained")
+figure, axes = plt.subplots(1, 4, figsize=(10, 2.75), layout="constrained")
 axes[0].imshow(x_0[0, ..., 0], cmap="gray")
 for axis, (row, column) in zip(axes[1:], ((3, 3), (1, 2), (6, 0)), strict=True):
     axis.imshow(weights[7 * row + column].reshape(7, 7), cmap="viridis")
@@ -335,13 +336,18 @@ save(figure, "08_attention.png")
 # ![feature maps](out/08_features.png)
 # ![attention](out/08_attention.png)
 #
+# On the way down the maps are filtered copies of the image; at the bottom 7 × 7 places say roughly where the ink is; in
+# the last column the digit is gone and its noise is left, which is the answer. The attention of the place on the stroke
+# goes far away, to the empty row at the top; the two empty places look elsewhere. After 150 steps there is no more to
+# be read into it.
+#
 # ## Exercises
 #
 # Put your answer in place of `None` and run the lesson again; it checks what you wrote.
 #
-# 1. Ho et al. 2020 use base 128 and multipliers (1, 2, 2, 2) for 32 x 32 x 3. What shape (H, W, C) has the middle?
+# 1. Ho et al. 2020 use base 128 and multipliers (1, 2, 2, 2) for 32 × 32 × 3. What shape (H, W, C) has the middle?
 # 2. How many parameters has a ResBlock from 64 to 128 channels with an embedding of 256? Count two GroupNorms, two
-#    convolutions, the linear layer of the embedding, and the 1 x 1 skip, with their biases.
+#    convolutions, the linear layer of the embedding, and the 1 × 1 skip, with their biases.
 
 # %%
 middle = None

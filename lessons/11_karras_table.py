@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Lesson 11: the Karras table
+# # Lesson 11: the Karras table, or four families in one
 #
 # By 2022 there were several families of diffusion models, each with its own theory, its own time and its own formulas.
 # Karras, Aittala, Aila and Laine laid them side by side in one table (**E22**) and showed that its rows are choices
@@ -46,9 +46,9 @@ from tinydiff.models import PixelDiffusion
 QUICK = "TINYDIFF_QUICK" in os.environ
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-GREY = "#777777"
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 TABLE = {"VP": Column.vp(), "VE": Column.ve(), "iDDPM": Column.iddpm(), "EDM": Column.edm()}
-COLOURS = {"VP": "#c8401f", "VE": "#2c8a4b", "iDDPM": "#8a4fa8", "EDM": "#1f5fa8"}
+COLOURS = {"VP": RED, "VE": GREEN, "iDDPM": "#8a4fa8", "EDM": BLUE}
 
 
 def save(figure, file):

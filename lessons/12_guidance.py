@@ -41,12 +41,12 @@ from tinydiff.diffusion import (
     q_sample,
 )
 from tinydiff.image import grid, to_signed
-from tinydiff.models import PixelDiffusion
+from tinydiff.models import Classifier, PixelDiffusion
 
 QUICK = "TINYDIFF_QUICK" in os.environ
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-BLUE, RED, GREY, GREEN = "#1f5fa8", "#c8401f", "#777777", "#2a8a4a"
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 COLOURS = (BLUE, RED, GREEN)
 
 n, T = (300, 60) if QUICK else (2000, 300)
@@ -254,13 +254,13 @@ digits, held_out = mnist.load("embedded", "train"), mnist.load("embedded", "test
 images, test = (to_signed(d.images[..., None]) for d in (digits, held_out))
 
 
-def trained(rng, noisy, steps):
-    """A classifier of digits; noisy: at all t, else at t = 1 alone."""
+def trained(rng, steps):
+    """A classifier of digits at all t."""
     network = NoisyClassifier(rng.at(0))
     adam = optim.Adam(network.parameters())
     for step in range(steps):
         some = rng.at(1, step).integers(0, len(images), (128,))
-        t = draw_t(rng.at(2, step), 128, model.schedule.T if noisy else 1)
+        t = draw_t(rng.at(2, step), 128, model.schedule.T)
         x_t = q_sample(images[some], t, rng.at(3, step).normal((128, 28, 28, 1)), model.schedule)
         ops.cross_entropy(network(Tensor(x_t), t), digits.labels[some]).backward()
         adam.step(lr=optim.warmup_cosine(step + 1, steps, peak=3e-3, warmup=20))
@@ -269,21 +269,17 @@ def trained(rng, noisy, steps):
     return network
 
 
-def reads(network, x, t=1):
+def reads(network, x, t):
     """The class that a classifier sees in each image, taken as x_t."""
     with no_grad():
         return network(Tensor(x), np.full(len(x), t)).numpy().argmax(axis=1)
 
 
-reader, judge = trained(Rng(4), True, 30 if QUICK else 700), trained(Rng(5), False, 30 if QUICK else 400)
+reader = trained(Rng(4), 30 if QUICK else 700)
 noisiness = np.linspace(1, model.schedule.T, 4 if QUICK else 12).astype(int)
 noise = Rng(6).normal_like(test)
 noisy = [q_sample(test, int(t), noise, model.schedule) for t in noisiness]
 right = [(reads(reader, x_t, t) == held_out.labels).mean() for x_t, t in zip(noisy, noisiness, strict=True)]
-print(
-    "the judge, who will look at the samples, reads "
-    f"{(reads(judge, test) == held_out.labels).mean():.1%} of clean digits"
-)
 
 figure, axis = plt.subplots(figsize=(6.5, 3.6))
 axis.plot(noisiness, right, "o-", color=BLUE)
@@ -296,9 +292,11 @@ save(figure, "12_reader.png")
 # ![the reader](out/12_reader.png)
 #
 # It cannot read what is not there: at large $t$ it guesses, its gradient is next to nothing, and there guidance leaves
-# the sampler alone. Now both ways, from the same noise, for every digit and several $s$.
+# the sampler alone. Now both ways, from the same noise, for every digit and several $s$. The judge of the samples is a
+# third network, the package's `classifier`, which reads 99.5 % of MNIST's test digits.
 
 # %%
+judge = Classifier.load("classifier")
 per_class, steps = (2, 4) if QUICK else (8, 20)
 shown = min(6, per_class)  # in the pictures
 wanted = np.repeat(np.arange(10), per_class)
@@ -338,9 +336,9 @@ for kind, (guide, strengths) in kinds.items():
     for s in strengths:
         x = drawn_with(guide(float(s))).clip(-1, 1)
         sheets.append(np.stack([x[i : i + shown] for i in range(0, len(x), per_class)]))
-        measured.append(((reads(judge, x) == wanted).mean(), variety(x)))
+        measured.append(((judge.probabilities(x).argmax(axis=1) == wanted).mean(), variety(x)))
         print(f"{kind}, s = {s:2}: {measured[-1][0]:6.1%} are what was asked for, variety {measured[-1][1]:.2f}")
-    figure, axes = plt.subplots(1, len(strengths), figsize=(2.6 * len(strengths), 5))
+    figure, axes = plt.subplots(1, len(strengths), figsize=(2.6 * len(strengths), 4.75))
     for axis, s, sheet, (asked, varied) in zip(axes, strengths, sheets, measured, strict=True):
         axis.imshow(grid(sheet.reshape(-1, 28, 28), columns=shown), cmap="gray")
         axis.set_title(f"s = {s}: {asked:.0%} as asked\nvariety {varied:.2f}", fontsize=10)
@@ -366,8 +364,7 @@ for kind, (guide, strengths) in kinds.items():
 #
 # 1. Write Ho & Salimans' form, with their $w$, and show that it is ours: a function of $\varepsilon_c$, $\varepsilon_u$
 #    and $w$.
-# 2. At which $s$ does guidance give the distribution of *everything but* nothing: which $s$ draws as if the class had
-#    never been mentioned?
+# 2. Which $s$ draws as if the class had never been mentioned?
 
 # %%
 ho_salimans = None  # a function (eps_c, eps_u, w) -> array

@@ -12,7 +12,8 @@
 # - **DDIM backwards**: the noise that a given image comes from, and a trap that plain backgrounds set;
 # - the way from one image to another, along an arc between their noises.
 #
-# `python lessons/13_inpainting_and_editing.py` takes about a minute and writes its pictures to `lessons/out/`.
+# Run it from anywhere: `python lessons/13_inpainting_and_editing.py` takes about a minute and writes its pictures to
+# `lessons/out/`.
 
 # %%
 import os
@@ -46,7 +47,7 @@ from tinydiff.models.pixel_inpainting import shown
 QUICK = "TINYDIFF_QUICK" in os.environ  # few digits and few steps, for the tests
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#3c8a4e", "#777777"
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 
 
 def save(figure, name):
@@ -56,13 +57,13 @@ def save(figure, name):
     plt.close(figure)
 
 
-def show(name, columns, rows=None):
-    """Draw a table of digits: for each title a block of them, (rows, columns, 28, 28, 1)."""
+def show(name, columns, rows=None, inch=0.024):
+    """Draw a table of digits: for each title a block of them, (rows, columns, 28, 28, 1), `inch` to a pixel."""
     blocks = [np.asarray(block, np.float32).reshape(len(block), -1, 28, 28) for _, block in columns]
     sheets = [grid(block.reshape(-1, 28, 28), columns=block.shape[1]) for block in blocks]
     widths, height = [sheet.shape[1] for sheet in sheets], sheets[0].shape[0]
     figure, axes = plt.subplots(
-        1, len(sheets), figsize=(0.024 * sum(widths), 0.024 * height + 0.3), width_ratios=widths, squeeze=False
+        1, len(sheets), figsize=(inch * sum(widths), inch * height + 0.3), width_ratios=widths, squeeze=False
     )
     for axis, (title, _), sheet in zip(axes[0], columns, sheets, strict=True):
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=255)
@@ -136,6 +137,7 @@ for value, color in ((1.35, BLUE), (0.19, GREEN)):
     right.axhline(value, color=color, lw=1, ls="--")
 right.set(xscale="log", xlabel="r", title="dashed: the right answers", ylim=(0, 1.5))
 right.set_xticks(resamplings, resamplings)
+right.minorticks_off()
 right.legend(frameon=False, loc="center right")
 for axis in (left, right):
     axis.spines[["top", "right"]].set_visible(False)
@@ -150,14 +152,14 @@ if not QUICK:
 # ![two pixels](out/13_two_pixels.png)
 #
 # Replacement believes the known pixel only half: its mean is 0.92 in place of 1.35. Going back and forth mends the
-# mean. It does not make the method exact, and with single steps it makes the draws a little too much alike: a variance
-# of 0.16. Jumps over ten steps (`jump=10`), the paper's choice, leave more freedom, for better variance and worse mean.
+# mean. It does not make the method exact, and with single steps it makes the draws too much alike: a variance of 0.14
+# at $r = 20$. Jumps over ten steps (`jump=10`), the paper's choice, leave more freedom: better variance, worse mean.
 #
 # ## Three ways to complete a digit (E36)
 #
-# Now digits, of which the lower half is hidden. The model is the one that the package ships; it was never trained for
-# this. The third way, GLIDE's (Nichol et al. 2022), does train: a model takes the masked image and the mask as further
-# channels of its input,
+# Now digits, of which the lower half is hidden. The model is the one that the package ships. It has seen whole digits
+# only (all of MNIST's 60,000 training images, these among them), and was never trained for this. The third way, GLIDE's
+# (Nichol et al. 2022), does train: a model takes the masked image and the mask as further channels of its input,
 #
 # $$\varepsilon_\theta\big([\,x_t,\ m \odot x_0,\ m\,],\ t\big),$$
 #
@@ -167,7 +169,7 @@ if not QUICK:
 
 # %%
 model = PixelDiffusion.load("mnist")
-digits, unseen = mnist.load("embedded"), mnist.load("embedded", "test")
+digits, others = mnist.load("embedded"), mnist.load("embedded", "test")
 tuned = PixelInpainting.started_from(model).train()
 steps, batch = (2, 2) if QUICK else (150, 32)
 adam = optim.Adam(tuned.parameters())
@@ -186,7 +188,7 @@ print(f"loss of the first tenth of {steps} steps: {np.mean(losses[:tenth]):.3f},
 labels = (3, 5) if QUICK else (2, 3, 4, 5, 8, 9)
 each = 1 if QUICK else 3
 N = 6 if QUICK else 50
-x_0 = to_signed(np.stack([unseen.images[unseen.labels == label][3] for label in labels])[..., None])
+x_0 = to_signed(np.stack([others.images[others.labels == label][3] for label in labels])[..., None])
 known = np.repeat(x_0, each, axis=0)
 mask = masks.without("bottom", (28, 28))
 
@@ -214,15 +216,16 @@ for name, (x, calls) in ways.items():
 #
 # The known halves are the digits' own in each picture. What is painted below them need not be what was hidden, since
 # much fits under an arch: what counts is whether the whole is a digit, and whether the strokes meet at the seam.
-# Replacement is off most often. RePaint pays for its digits with five times the network calls. The third way needs no
-# more calls than sampling does, but after so few seconds of training its strokes still break at the seam.
+# Replacement misses the seam most often. RePaint pays for its digits with more than five times the network calls. The
+# third way needs no more calls than sampling does, but it was trained for some seconds only, and its strokes may still
+# break at the seam.
 #
 # ## SDEdit: part of the way, and back
 #
 # Noise hides details first and outlines last. So add noise to an image up to $t = \text{strength} \cdot T$ (E4), and
 # sample from there (Meng et al. 2022). What the noise has hidden is drawn anew; what shows through stays. Strength 0
-# gives the image back and strength 1 forgets it: that is plain sampling. It makes a digit even of a drawing that is
-# none: the second row starts from three straight bars.
+# gives the image back and strength 1 forgets it: that is plain sampling. Even a drawing that is no digit turns into
+# something like one: the second row starts from three straight bars.
 
 # %%
 bars = np.full((28, 28, 1), -1, np.float32)
@@ -287,7 +290,8 @@ for start in (0, 20):
     print(f"from x_{start}: pixels off by {error:.4f}, noise of standard deviation {std:.2f}")
 show(
     "13_backwards.png",
-    [("image, its $x_T$ (÷ 3), and back:\nfrom $x_0$", rows[0]), ("the same\nfrom $x_{20}$", rows[1])],
+    [("image, its $x_T$ (÷ 3), and back: from $x_0$", rows[0]), ("the same from $x_{20}$", rows[1])],
+    inch=0.04,
 )
 if not QUICK:
     assert abs(noises[20].std() - 1) < 0.1 < abs(noises[0].std() - 1)
@@ -316,7 +320,7 @@ print(
 )
 between = [(1 - w) * pair[0] + w * pair[1]]
 between += [last(ddim(model.denoiser(), x_T, model.schedule, Rng(0), N)) for x_T in (line, arc)]
-show("13_between.png", [("", between)], ["pixels mixed", "noises, line", "noises, arc"])
+show("13_between.png", [("", between)], ["pixels mixed", "noises, line", "noises, arc"], inch=0.034)
 lengths = np.sqrt((arc**2).sum(axis=(1, 2, 3)))
 assert (arc[0] == a).all() and (arc[-1] == b).all()
 assert lengths.min() > 0.99 * min(lengths[0], lengths[-1])

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Lesson 14: diffusion without Gaussians
+# # Lesson 14: binomial diffusion, or noise without Gaussians
 #
 # The paper that began it all (Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli, 2015, eq. numbers below are theirs)
 # has *two* diffusion processes in its Table App. 1. The Gaussian one became the deck. The other one is for bits, and
@@ -12,7 +12,7 @@
 # - the paper's heartbeat, learned, and its bound coming down to $\log_2 5$ bits, the entropy of the data;
 # - eq. 6–9: $p(x_0)$ itself, as an average over forward trajectories.
 #
-# `python lessons/14_binomial.py` takes about a minute and writes its pictures to `lessons/out/`.
+# Run it from anywhere: `python lessons/14_binomial.py` takes about a minute and writes its pictures to `lessons/out/`.
 
 # %%
 import itertools
@@ -37,7 +37,7 @@ from tinydiff.models.binomial_diffusion import BitNetwork
 QUICK = "TINYDIFF_QUICK" in os.environ  # fewer steps and samples, for the test suite
 OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
-BLUE, RED, GREY, GREEN = "#1f5fa8", "#c8401f", "#777777", "#2f7d4f"
+BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 
 
 def save(figure, file):

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Lesson 15: diffusion on sound (E38)
+# # Lesson 15: audio, or diffusion on sound
 #
 # Nothing in the equations says *image*. This lesson runs the same forward process, the same loss and the same samplers
 # on sound, with another network: DiffWave (Kong et al. 2021), which works on the bare samples of a wave.
@@ -11,7 +11,7 @@
 # - **E38**: samples of a trained DiffWave, told which note to play;
 # - **a check that needs no ear**: does a pitch detector hear the note that was asked for? And in how few steps?
 #
-# Run it from anywhere: `python lessons/15_audio.py` writes its pictures to `lessons/out/`.
+# Run it from anywhere: `python lessons/15_audio.py` takes less than a minute and writes its pictures to `lessons/out/`.
 
 # %%
 import os
@@ -38,7 +38,7 @@ RATE, LENGTH = 8000, 2048  # samples a second, and in a clip: 0.26 s
 
 
 def save(figure, name):
-    figure.savefig(OUT / name, dpi=110)
+    figure.savefig(OUT / name, dpi=130)
     plt.close(figure)
 
 

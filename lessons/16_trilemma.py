@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Lesson 16: Good, varied, fast: choose two (E39)
+# # Lesson 16: the trilemma, or good, varied, fast: choose two
 #
 # Three families of models turn noise $z \sim \mathcal N(0, I)$ into images. Each is excellent at two of three things
-# and poor at the third, which Xiao et al. (2022) call the *generative trilemma*:
+# and poor at the third, which Xiao et al. (2022) call the *generative trilemma* (**E39**):
 #
 # | | quality | diversity | speed |
 # |---|---|---|---|
@@ -17,7 +17,7 @@
 # - the triangle, drawn from measurements;
 # - that the third corner is not fixed: a diffusion model can be asked for fewer steps.
 #
-# `python lessons/16_trilemma.py` takes about a minute on two cores.
+# Run it from anywhere: `python lessons/16_trilemma.py` takes about a minute and writes its pictures to `lessons/out/`.
 
 # %%
 import os
@@ -132,6 +132,8 @@ for axis, losses, title, color in zip(
     axis.set(xlabel="step", title=title)
     axis.spines[["top", "right"]].set_visible(False)
 axes[0].set_yscale("log")
+axes[0].set_yticks([200, 500, 1000, 2000], [200, 500, 1000, 2000])
+axes[0].minorticks_off()
 figure.tight_layout()
 figure.savefig(OUT / "16_losses.png", dpi=130)
 plt.close(figure)
@@ -188,7 +190,7 @@ models = {
     "one group forgotten,\nand nothing wrong (a GAN's fault)": np.repeat(centres[[0, 1]], 90, axis=0) + 0.8 * other,
     "all groups, and what lies\nbetween them (a VAE's fault)": np.repeat(centres, 60, axis=0) + 2.6 * other,
 }
-figure, axes = plt.subplots(1, 3, figsize=(11, 4.2), sharex=True, sharey=True)
+figure, axes = plt.subplots(1, 3, figsize=(11, 3.9), sharex=True, sharey=True)
 measured = {}
 for axis, (name, points) in zip(axes, models.items(), strict=True):
     measured[name] = precision_recall(real, points)
@@ -233,14 +235,14 @@ figure, axis = plt.subplots(figsize=(6.2, 5.4))
 for ring in (0.25, 0.5, 0.75, 1):
     axis.plot(*(ring * corners).T, color="0.8", lw=0.8)
 for corner, name in zip(corners, ("quality\n(precision)", "diversity\n(recall)", "speed\n(log)"), strict=False):
-    axis.text(*(1.15 * corner), name, ha="center", va="center", fontsize=11)
+    axis.text(*(1.2 * corner), name, ha="center", va="center", fontsize=11)
 for name, color in (("GAN", RED), ("VAE", GREEN), ("diffusion", BLUE)):
     speed = max(0, 1 - np.log10(seconds[name] / fastest) / 4)
     values = np.array([*scores[name], speed, scores[name].precision])
     points = values[:, None] * corners
     axis.plot(*points.T, "o-", color=color, lw=2, label=name)
     axis.fill(*points.T, color=color, alpha=0.08)
-axis.set(aspect="equal", xlim=(-1.3, 1.3), ylim=(-0.8, 1.3))
+axis.set(aspect="equal", xlim=(-1.35, 1.35), ylim=(-0.75, 1.35))
 axis.axis("off")
 axis.legend(loc="upper right", frameon=False)
 figure.tight_layout()
@@ -253,8 +255,9 @@ if not QUICK:
 # %% [markdown]
 # ![the triangle](out/16_triangle.png)
 #
-# A few hundred steps leave GAN and VAE far from what they can be, and a VAE stopped so early draws in pieces rather
-# than blurred. But the corners stay: each model gets what its loss asks for.
+# A few hundred steps leave GAN and VAE far from what they can be, and a VAE stopped so early draws pieces of digits
+# rather than blurred ones. But each model already leans where its loss pulls it: the GAN is ahead of the VAE in
+# quality and a little behind it in diversity, and both are hundreds of times faster than fifty steps of diffusion.
 #
 # ## The third corner moves
 #
@@ -262,7 +265,7 @@ if not QUICK:
 # fewer, larger steps. The same network, from 1 step to 50:
 
 # %%
-counts = [1, 2] if QUICK else [1, 2, 3, 5, 10, 20]
+counts = [1, 2] if QUICK else [1, 2, 4, 10]
 ms, quality, variety, rows = [], [], [], []
 for steps in counts:
     began = time.perf_counter()
@@ -295,11 +298,14 @@ plt.close(figure)
 # ![fewer steps](out/16_fewer_steps.png)
 # ![what time buys](out/16_what_time_buys.png)
 #
-# In one step the network can only give the mean of the class it was asked for: recall 0, and precision 1, since the
-# classifier's features hardly mind a blur (look at pictures, not at numbers alone). Ten steps do nearly what fifty do.
-# That is where most research on the trilemma goes: solvers that take larger steps, and models taught to take them.
+# In one step the network can only give the mean of the class it was asked for: next to no recall, and yet the highest
+# precision, since the classifier's features hardly mind a blur (look at pictures, not at numbers alone). Ten steps do
+# nearly what fifty do. That is where most research on the trilemma goes: solvers that take larger steps, and models
+# taught to take them.
 #
 # ## Exercises
+#
+# Put your answer in place of `None` and run the lesson again; it checks what you wrote.
 #
 # 1. A "model" gives back training images, the same that are measured against. What are its precision and recall? And
 #    what does `copying`, the chance that a drawn image lies nearer to the training data than a test image does, say?
@@ -317,5 +323,5 @@ if copying_of_a_copy is not None:
 if precision_of_one_digit is not None:
     always = np.repeat(reference[:1], N, axis=0)
     assert precision_of_one_digit == precision_recall(reference, always).precision
-    assert abs(recall_of_one_digit - precision_recall(reference, always).recall) < 0.01
+    assert abs(recall_of_one_digit - precision_recall(reference, always).recall) < 2 / N
     print("exercise 2 is right")
