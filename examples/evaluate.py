@@ -131,7 +131,9 @@ def check_fits(judge: Classifier, test: np.ndarray, size: tuple[int, ...], unlab
     if len(set(sizes.values())) > 1:
         raise ValueError("the sizes differ: " + ", ".join(f"{what} {size}" for what, size in sizes.items()))
     if unlabelled:
-        raise ValueError("--train-on-samples needs to know what each sample was to show; these were drawn without classes")
+        raise ValueError(
+            "--train-on-samples needs to know what each sample was to show; these were drawn without classes"
+        )
 
 
 Labelled = tuple[np.ndarray, np.ndarray | None]
@@ -159,7 +161,11 @@ def load_array(path: pathlib.Path) -> Labelled | None:
             samples, labels = file["samples"], file["labels"] if "labels" in file.files else None
     except (OSError, ValueError, zipfile.BadZipFile):
         return None  # a checkpoint, or what checkpoint.find has words for
-    if samples.dtype.kind != "f" or samples.ndim != 3 or not (samples.size and 0 <= samples.min() <= samples.max() <= 1):
+    if (
+        samples.dtype.kind != "f"
+        or samples.ndim != 3
+        or not (samples.size and 0 <= samples.min() <= samples.max() <= 1)
+    ):
         raise CheckpointError(
             f"{path}: expected samples (N, H, W), floats in [0, 1], got {samples.dtype} {samples.shape}"
         )

@@ -130,7 +130,10 @@ def test_evaluate_refuses(folder, call):
         (("thirds.npz",), "a label >= 0 for each of 30 samples, got float64"),
         ((folder / "plain.npz", "--classifier", "small_judge.npz"), "the classifier reads (8, 8)"),
         (("short.npz",), "a label >= 0 for each of 30 samples, got int64 (29,)"),
-        (("small.npz",), "the sizes differ: the classifier reads (28, 28), --data has (28, 28), the samples have (8, 8)"),
+        (
+            ("small.npz",),
+            "the sizes differ: the classifier reads (28, 28), --data has (28, 28), the samples have (8, 8)",
+        ),
         ((folder / "judge.npz",), "expected 'pixel-diffusion', got 'classifier'"),
         ((folder / "plain.npz", "--n", 19), "--n must be at least 20"),
         ((folder / "plain.npz", "--batch-size", 0), "--batch-size 1, got 500 and 0"),

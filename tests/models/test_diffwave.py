@@ -206,6 +206,7 @@ def test_conditions_matter_and_one_seed_is_one_sound(config, device):
         (PLAIN, {"how": Sampling(steps=21)}, r"1\.\.20.*got 21"),
         (PLAIN, {"n": 0}, "got 0"),
         (PLAIN, {"guidance": 2.0}, "without labels"),
+        (PLAIN, {"guidance": float("nan")}, "finite number, got nan"),
         (PLAIN, {"label": 1}, "without classes"),
         (PLAIN, {"mel": np.zeros((4, 6, 5))}, r"shape None, got \(4, 6, 5\)"),
         (LABELLED, {"label": 3}, r"0\.\.2, got 3"),
@@ -256,6 +257,13 @@ def test_bad_training_data(config, x, told, words):
 def test_bad_configurations(wrong, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(PLAIN, **wrong)
+
+
+def test_a_schedule_without_signal_at_its_end_is_refused_before_training():
+    config = dataclasses.replace(PLAIN, schedule="scaled-linear-zero", target="eps")
+    with pytest.raises(ValueError, match="ends without signal: the target must be v or x0, got eps"):
+        DiffWave(config, Rng(0))
+    DiffWave(dataclasses.replace(config, target="v"), Rng(0))
 
 
 @pytest.mark.parametrize("config", [PLAIN, BOTH], ids=["plain", "both"])

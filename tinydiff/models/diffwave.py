@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -21,7 +22,7 @@ from tinydiff.data.spectrum import Mel
 from tinydiff.diffusion import Sampling, classifier_free, denoiser, draw_t, q_sample, squared_error, target_of
 from tinydiff.diffusion.samplers import Denoise
 from tinydiff.files import PathLike
-from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, USUAL_SAMPLING
+from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, USUAL_SAMPLING, schedule_for
 from tinydiff.nn import Conv1d, Embedding, Linear, Module, TimeEmbedding
 from tinydiff.rng import Rng
 
@@ -136,7 +137,7 @@ class MelUpsampler(Module):
 class DiffWave(Module):
     """A dilated convolutional network that turns noise into sound: its training loss (E18) and its samplers (E19).
 
-    Called as model(x_t, t, label, mel) it gives the network's output, eps, x_0 or v as its configuration says. Waves
+    Raises ValueError for the target "eps" on a schedule that ends without signal, see `schedule_for`. Called as model(x_t, t, label, mel) it gives the network's output, eps, x_0 or v as its configuration says. Waves
     are (B, L) with values in [-1, 1]; a convolutional network takes them of any length that its patch divides.
     """
 
@@ -144,7 +145,7 @@ class DiffWave(Module):
 
     def __init__(self, config: DiffWaveConfig, rng: Rng):
         self.config = c = config
-        self.schedule = SCHEDULES[c.schedule](c.T)
+        self.schedule = schedule_for(c.schedule, c.T, c.target)
         self.time = TimeEmbedding(c.embedding, c.embedding, rng)
         self.label = Embedding(len(c.class_names) + 1, c.embedding, rng) if c.class_names else None
         self.mel = MelUpsampler(c, c.mel, rng) if c.mel else None
@@ -241,6 +242,8 @@ class DiffWave(Module):
         """
         if n < 1:
             raise ValueError(f"the number of waves must be at least 1, got {n}")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {guidance}")
         if guidance != 1 and self.label is None:
             raise ValueError(f"guidance {guidance} needs a model with classes; this one was trained without labels")
         if label is None and self.label is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -42,11 +43,23 @@ SCHEDULES = {
     "scaled-linear": Schedule.scaled_linear,
     "scaled-linear-zero": lambda T: Schedule.scaled_linear(T).zero_terminal_snr(),
 }
+
 TARGETS = ("eps", "x0", "v")
 WEIGHTINGS = ("plain", "min-snr", "vlb")
 USUAL_SAMPLING = Sampling()
 USUAL_GUIDANCE = 1.5
 """Enough for a model trained for minutes to draw what it is asked for, little enough to keep its samples varied."""
+
+
+def schedule_for(name: str, T: int, target: str) -> Schedule:
+    """The schedule of this name, for a network that predicts the target.
+
+    Raises ValueError where it ends without signal and the target is "eps", which does not tell x_0 there.
+    """
+    schedule = SCHEDULES[name](T)
+    if target == "eps" and schedule.alpha_bar[-1] == 0:
+        raise ValueError(f"the schedule {name!r} ends without signal: the target must be v or x0, got eps")
+    return schedule
 
 
 @dataclass(frozen=True)
@@ -120,11 +133,7 @@ class PixelDiffusion(Module):
         self.config = config
         outputs = 2 * config.unet.channels if config.learned_variance else None
         self.unet = UNet(dataclasses.replace(config.unet, outputs=outputs), rng)
-        self.schedule = SCHEDULES[config.schedule](config.T)
-        if config.target == "eps" and self.schedule.alpha_bar[-1] == 0:
-            raise ValueError(
-                f"the schedule {config.schedule!r} ends without signal: the target must be v or x0, got eps"
-            )
+        self.schedule = schedule_for(config.schedule, config.T, config.target)
 
     @classmethod
     def load(cls, path: PathLike) -> Self:
@@ -235,10 +244,12 @@ class PixelDiffusion(Module):
 
         label: the class, or one for each image, or None. guidance: by default USUAL_GUIDANCE with labels; 1, which is
         none, without. Raises ValueError for a label out of range or asked of a model without classes, and for guidance
-        without a label to move towards.
+        that is not finite, or without a label to move towards.
         """
         if guidance is None:
             guidance = 1.0 if label is None else USUAL_GUIDANCE
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {guidance}")
         if guidance != 1 and label is None:
             classes = self.config.unet.classes
             what = "a label to move towards" if classes else "a model with classes; this one was trained without labels"
