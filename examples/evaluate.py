@@ -118,6 +118,7 @@ def main() -> None:
         rows = [measure(judge, *columns[name], training[0], test[0], rng) for name in columns]
         if options.train_on_samples:
             for row, (images, labels) in zip(rows, columns.values(), strict=True):
+                assert labels is not None  # check_fits saw to that
                 row["test images read after training on them"] = taught(images, labels, test, rng.at(LESSONS))
     print(f"{n} samples and {n} test images against {n} training images of {options.data}\n")
     print_table(rows, list(columns))

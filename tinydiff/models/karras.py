@@ -8,12 +8,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinydiff import checkpoint
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array, captured, device_of, to_device
 from tinydiff.diffusion import squared_error
 from tinydiff.diffusion.edm import COLUMNS, Column, Denoiser, preconditioned, probability_flow, training_pair
 from tinydiff.files import PathLike
+from tinydiff.models.trained import load_trained
 from tinydiff.nn import Module, UNet, UNetConfig
 from tinydiff.rng import Rng
 
@@ -63,10 +63,7 @@ class KarrasDiffusion(Module):
 
         path: the checkpoint, or the folder it is in. Raises CheckpointError if it cannot be read.
         """
-        arrays, meta = checkpoint.load(path, cls.kind)
-        model = cls(KarrasConfig.from_dict(meta["config"]), Rng(0))
-        model.load_state_dict(checkpoint.part("ema", arrays))
-        return model.eval()
+        return load_trained(path, cls.kind, lambda fields: cls(KarrasConfig.from_dict(fields), Rng(0)))
 
     def __call__(self, x: Array, c_noise: np.ndarray) -> Tensor:
         """F(x; c_noise) for x (B, H, W, C) and c_noise (B,)."""

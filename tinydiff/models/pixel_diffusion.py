@@ -12,7 +12,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinydiff import checkpoint
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array, array_module, captured, device_of, to_device, to_numpy
 from tinydiff.diffusion import (
@@ -33,6 +32,7 @@ from tinydiff.diffusion import (
 )
 from tinydiff.diffusion.samplers import Denoise
 from tinydiff.files import PathLike
+from tinydiff.models.trained import load_trained
 from tinydiff.nn import Module, UNet, UNetConfig
 from tinydiff.rng import Rng
 
@@ -141,10 +141,7 @@ class PixelDiffusion(Module):
 
         path: the checkpoint, or the folder it is in. Raises CheckpointError if it cannot be read.
         """
-        arrays, meta = checkpoint.load(path, cls.kind)
-        model = cls(PixelDiffusionConfig.from_dict(meta["config"]), Rng(0))
-        model.load_state_dict(checkpoint.part("ema", arrays))
-        return model.eval()
+        return load_trained(path, cls.kind, lambda fields: cls(PixelDiffusionConfig.from_dict(fields), Rng(0)))
 
     def __call__(self, x_t: Array, t: Array, label: Array | None = None, rng: Rng | None = None) -> Tensor:
         """The network's output for x_t (B, H, W, C) at the times t (B,); a label of -1, or None, is no label.
