@@ -17,7 +17,7 @@ import numpy as np
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, array_module, captured, device_of, to_device, to_numpy, value_range
+from tinydiff.backend import Array, array_module, beside, captured, to_device, to_numpy, value_range
 from tinydiff.data.spectrum import Mel
 from tinydiff.diffusion import Sampling, classifier_free, denoiser, draw_t, q_sample, squared_error, target_of
 from tinydiff.diffusion.samplers import Denoise
@@ -172,10 +172,10 @@ class DiffWave(Module):
         """
         self._check(x_t, t, label, mel)
         x, c = Tensor(x_t), self.config
-        emb = ops.silu(self.time(_beside(t, x_t)))
+        emb = ops.silu(self.time(beside(t, x_t)))
         rows = array_module(x_t).full(len(x), -1) if label is None else to_device(label, x.device)
         y = None if self.label is None else self.label(rows + 1)
-        m = None if self.mel is None else self.mel(Tensor(_beside(mel, x_t)))
+        m = None if self.mel is None else self.mel(Tensor(beside(mel, x_t)))
 
         h = ops.relu(self.conv_in(x.reshape(len(x), -1, c.patch)))
         skips = []
@@ -212,7 +212,7 @@ class DiffWave(Module):
             label = np.where(hidden, -1, to_numpy(label))
         x_t = q_sample(x_0, t, eps, self.schedule)
         wanted = target_of(x_0, eps, t, self.schedule, self.config.target)
-        return x_t, _beside(t, x_0), wanted, _beside(label, x_0), _beside(mel, x_0)
+        return x_t, beside(t, x_0), wanted, beside(label, x_0), beside(mel, x_0)
 
     def loss_of(
         self, x_t: Array, t: Array, wanted: Array, label: Array | None = None, mel: Array | None = None
@@ -253,7 +253,7 @@ class DiffWave(Module):
         self._check_mel(mel, n, length)
 
         x_T = rng.at(0).normal((n, length))
-        denoise = self.denoiser(_beside(label, x_T), _beside(mel, x_T), guidance, how.clip)
+        denoise = self.denoiser(beside(label, x_T), beside(mel, x_T), guidance, how.clip)
         return itertools.chain([x_T], how.states(denoise, x_T, self.schedule, rng.at(1)))
 
     def denoiser(
@@ -273,7 +273,7 @@ class DiffWave(Module):
         def network(x_t: Array, t: Array) -> Array:
             return model(x_t, t).data
 
-        return denoiser(lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target, clip)
+        return denoiser(lambda x_t, t: network(x_t, beside(t, x_t)), self.schedule, self.config.target, clip)
 
     def _check(self, x_t: Array, t: Array, label: Array | None, mel: Array | None) -> None:
         n, patch = len(x_t), self.config.patch
@@ -306,8 +306,3 @@ class DiffWave(Module):
         got = None if mel is None else mel.shape
         if got != expected:
             raise ValueError(f"{n} waves of {length} samples need mel spectrograms of shape {expected}, got {got}")
-
-
-def _beside(array: Array | None, x: Array) -> Array | None:
-    """An array, if there is one, on the device of another."""
-    return None if array is None else to_device(array, device_of(x))

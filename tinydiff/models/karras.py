@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, captured, device_of, to_device
+from tinydiff.backend import Array, beside, captured
 from tinydiff.diffusion import squared_error
 from tinydiff.diffusion.edm import COLUMNS, Column, Denoiser, preconditioned, probability_flow, training_pair
 from tinydiff.files import PathLike
@@ -67,7 +67,7 @@ class KarrasDiffusion(Module):
 
     def __call__(self, x: Array, c_noise: np.ndarray) -> Tensor:
         """F(x; c_noise) for x (B, H, W, C) and c_noise (B,)."""
-        return self.unet(Tensor(x), to_device(c_noise, device_of(x)))
+        return self.unet(Tensor(x), beside(c_noise, x))
 
     def draw(self, y: Array, rng: Rng) -> tuple[Array, ...]:
         """All that a step of training draws: `training_pair` for sigma of the column's distribution, on y's device.
@@ -76,7 +76,7 @@ class KarrasDiffusion(Module):
         """
         sigma, eps = self.column.draw_sigma(rng.at(0), len(y)), rng.at(1).normal_like(y)
         x, c_noise, target, weight = training_pair(y, sigma, eps, self.column)
-        return x, to_device(c_noise, device_of(y)), target, weight
+        return x, beside(c_noise, y), target, weight
 
     def loss_of(self, x: Array, c_noise: Array, target: Array, weight: Array) -> Tensor:
         """The loss of what `draw` gave."""
@@ -90,7 +90,7 @@ class KarrasDiffusion(Module):
         def network(x: Array, c_noise: Array) -> Array:
             return self(x, c_noise).data
 
-        return preconditioned(lambda x, c_noise: network(x, to_device(c_noise, device_of(x))), self.column)
+        return preconditioned(lambda x, c_noise: network(x, beside(c_noise, x)), self.column)
 
     def sample(
         self, n: int, rng: Rng, N: int, column: Column | None = None, solver: str | None = None

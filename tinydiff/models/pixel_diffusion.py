@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, array_module, captured, device_of, to_device, to_numpy
+from tinydiff.backend import Array, array_module, beside, captured, to_device, to_numpy
 from tinydiff.diffusion import (
     Sampling,
     Schedule,
@@ -115,11 +115,6 @@ class PixelDiffusionConfig:
         return cls(**fields | {"unet": UNetConfig(**fields["unet"])})
 
 
-def _beside(array: Array | None, x: Array) -> Array | None:
-    """An array, if there is one, on the device of another."""
-    return None if array is None else to_device(array, device_of(x))
-
-
 class PixelDiffusion(Module):
     """A U-Net that turns noise into images: its training loss (Algorithm 1) and its samplers.
 
@@ -148,7 +143,7 @@ class PixelDiffusion(Module):
 
         A model with unet.extra takes its second images in the channels after those of x_t, or else sees zeros.
         """
-        t, label, unet = _beside(t, x_t), _beside(label, x_t), self.config.unet
+        t, label, unet = beside(t, x_t), beside(label, x_t), self.config.unet
         if not unet.extra:
             return self.unet(Tensor(x_t), t, label, rng=rng)
         if x_t.shape[-1] == unet.channels:
@@ -185,7 +180,7 @@ class PixelDiffusion(Module):
         if self.config.weighting == "min-snr":
             weight = per_sample(min_snr_weight(t, self.schedule, target=target), x_0)
         bound = variance_bound_arrays(x_0, t, self.schedule, target) if self.config.learned_variance else ()
-        return x_t, _beside(t, x_0), wanted, _beside(label, x_0), weight, *bound
+        return x_t, beside(t, x_0), wanted, beside(label, x_0), weight, *bound
 
     def loss_of(
         self,
@@ -272,7 +267,7 @@ class PixelDiffusion(Module):
         def network(x_t: Array, t: Array) -> Array:
             return model(x_t if shown is None else array_module(x_t).concatenate([x_t, shown], axis=-1), t).data
 
-        return denoiser(lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target, clip, learned)
+        return denoiser(lambda x_t, t: network(x_t, beside(t, x_t)), self.schedule, self.config.target, clip, learned)
 
     def _checked(self, label: Array | None, n: int) -> np.ndarray | None:
         """The labels on the host, after a check of their number and range."""
