@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
         metavar="S,S,...",
         help="SDEdit: how far to go back, from 0, the image itself, to 1, pure noise (default: 0.2,0.35,...,1)",
     )
-    what.add_argument("--invert", type=_numbers, metavar="N,N,...", help="to noise and back in so many steps")
+    what.add_argument("--invert", type=_counts, metavar="N,N,...", help="to noise and back in so many steps")
     what.add_argument("--to", metavar="IMAGE", help="the image at the other end")
     parser.add_argument("--n", type=int, default=8, metavar="N", help="pictures in a row (default: %(default)s)")
     parser.add_argument("--steps", type=int, metavar="N", help="of the way from noise (default: 50, or all T)")
@@ -55,6 +55,10 @@ def parse() -> argparse.Namespace:
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(n) for n in text.split(","))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))
 
 
 def main() -> None:
@@ -84,7 +88,7 @@ def vary(model: PixelDiffusion, given: Array, options: argparse.Namespace) -> tu
     times = [start_time(strength, model.schedule.T) for strength in options.strengths]  # raises before any work
     rows = []
     for strength, t in cli.progress(zip(options.strengths, times, strict=True), "editing", len(times)):
-        how = Sampling(steps=min(t, round(strength * options.steps)) or None)
+        how = Sampling(steps=max(1, min(t, round(strength * options.steps))))
         states = [*sdedit(denoise, backend.to_device(image_n), model.schedule, Rng(options.seed), strength, how.states)]
         rows += [backend.to_numpy(given), backend.to_numpy(states[0])[:1], backend.to_numpy(states[-1])]
     shown = ", ".join(f"{s:g}" for s in options.strengths)
@@ -97,7 +101,7 @@ def there_and_back(model: PixelDiffusion, given: Array, options: argparse.Namesp
     """A row for each number of steps: the image, the noise that DDIM finds for it, and what DDIM makes of that."""
     denoise = model.denoiser(*model.told(1, options.label, options.guidance))
     rows, errors = [], []
-    for steps in map(int, options.invert):
+    for steps in options.invert:
         x_T = last(ddim_inverse(denoise, given, model.schedule, Rng(0), steps))
         x_0 = last(ddim(denoise, x_T, model.schedule, Rng(0), steps))
         rows += [given, x_T, x_0]

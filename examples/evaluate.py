@@ -1,12 +1,13 @@
 """Judge what a model draws: by a classifier that reads digits, and by distances in the space of its features.
 
-    python examples/evaluate.py runs/mnist                        500 digits against the held-out ones
-    python examples/evaluate.py mnist --n 10000 --data full       the shipped model against all of MNIST's test digits
+    python examples/evaluate.py runs/mnist                        500 digits, beside as many held-out ones
+    python examples/evaluate.py mnist --n 10000 --data full       the shipped model, beside all of MNIST's test digits
     python examples/evaluate.py runs/mnist --sampler dpm --steps 10 --guidance 1
     python examples/evaluate.py samples.npz                       what sample.py --save-array wrote
     python examples/evaluate.py runs/mnist --train-on-samples     can a classifier learn to read from them alone?
 
-The same table has a column for real test images, measured as if a model had drawn them: what is the best to hope for.
+Both are measured against training images. The column of real test images, measured as if a model had drawn them, says
+what is the best to hope for.
 
     Fréchet distance     of means and covariances of the features; 0 is best, small sets never reach it
     kernel distance      of all their moments up to the third, 0 on average for real images
@@ -37,6 +38,9 @@ from tinydiff.train import Training, TrainSettings, train
 
 SAMPLES, CHOICE, BLOCKS, LESSONS = range(4)
 """The names of the program's random streams."""
+
+FEWEST = 20
+"""Images without which the distances mean nothing."""
 
 SURE = 0.9
 """The probability over which a digit counts as read."""
@@ -86,8 +90,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Draw the samples, measure them and as many test images, and print the table."""
     options = parse()
-    if options.n < 20 or options.batch_size < 1:
-        raise ValueError(f"--n must be at least 20 and --batch-size 1, got {options.n} and {options.batch_size}")
+    if options.n < FEWEST or options.batch_size < 1:
+        raise ValueError(f"--n must be at least {FEWEST} and --batch-size 1, got {options.n} and {options.batch_size}")
     how = Sampling(options.sampler, options.steps)
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
         rng = Rng(options.seed)
@@ -98,21 +102,39 @@ def main() -> None:
             file = checkpoint.find(options.run)
             out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "nearest.png"
             cli.check_writable(out)
-            samples = draw(PixelDiffusion.load(file), how, options, rng.at(SAMPLES))
+            model = PixelDiffusion.load(file)
+            check_fits(judge, test[0], model.config.size, options.train_on_samples and not model.config.unet.classes)
+            samples = draw(model, how, options, rng.at(SAMPLES))
         else:
             out = options.out or options.run.with_name("nearest.png")
             cli.check_writable(out)
+            check_fits(judge, test[0], samples[0].shape[1:3], options.train_on_samples and samples[1] is None)
         n = min(options.n, len(samples[0]), len(test[0]), len(training[0]))
+        if n < FEWEST:
+            found = f"{len(samples[0])} samples and {len(test[0])} test images"
+            raise ValueError(f"measuring takes at least {FEWEST} images of each, got {found}")
         samples, test = first(n, samples), first(n, test)
         columns = {"samples": samples, "real test images": test}
         rows = [measure(judge, *columns[name], training[0], test[0], rng) for name in columns]
         if options.train_on_samples:
             for row, (images, labels) in zip(rows, columns.values(), strict=True):
+                assert labels is not None  # check_fits saw to that
                 row["test images read after training on them"] = taught(images, labels, test, rng.at(LESSONS))
     print(f"{n} samples and {n} test images against {n} training images of {options.data}\n")
     print_table(rows, list(columns))
     save_pairs(out, samples[0], training[0])
     print(f"\nthe samples nearest to a training image, above it, are in {out}")
+
+
+def check_fits(judge: Classifier, test: np.ndarray, size: tuple[int, ...], unlabelled: bool) -> None:
+    """Raise ValueError for samples that the classifier cannot read, or cannot be taught without their labels."""
+    sizes = {"the classifier reads": judge.config.size, "--data has": test.shape[1:3], "the samples have": size}
+    if len(set(sizes.values())) > 1:
+        raise ValueError("the sizes differ: " + ", ".join(f"{what} {size}" for what, size in sizes.items()))
+    if unlabelled:
+        raise ValueError(
+            "--train-on-samples needs to know what each sample was to show; these were drawn without classes"
+        )
 
 
 Labelled = tuple[np.ndarray, np.ndarray | None]
@@ -140,10 +162,18 @@ def load_array(path: pathlib.Path) -> Labelled | None:
             samples, labels = file["samples"], file["labels"] if "labels" in file.files else None
     except (OSError, ValueError, zipfile.BadZipFile):
         return None  # a checkpoint, or what checkpoint.find has words for
-    if samples.ndim != 3 or not len(samples) or not (samples.min() >= 0 and samples.max() <= 1):
-        raise CheckpointError(f"{path}: expected samples (N, H, W) in [0, 1], got {samples.shape}")
-    if labels is not None and labels.shape != samples.shape[:1]:
-        raise CheckpointError(f"{path}: expected a label for each of {len(samples)} samples, got {labels.shape}")
+    if (
+        samples.dtype.kind != "f"
+        or samples.ndim != 3
+        or not (samples.size and 0 <= samples.min() <= samples.max() <= 1)
+    ):
+        raise CheckpointError(
+            f"{path}: expected samples (N, H, W), floats in [0, 1], got {samples.dtype} {samples.shape}"
+        )
+    if labels is not None and (labels.shape != samples.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0):
+        raise CheckpointError(
+            f"{path}: expected a label >= 0 for each of {len(samples)} samples, got {labels.dtype} {labels.shape}"
+        )
     return samples[..., None].astype(np.float32) * 2 - 1, labels
 
 
@@ -188,14 +218,12 @@ def measure(
     }
 
 
-def taught(images: np.ndarray, labels: np.ndarray | None, test: Labelled, rng: Rng, steps: int = 300) -> str:
+def taught(images: np.ndarray, labels: np.ndarray, test: Labelled, rng: Rng, steps: int = 300) -> str:
     """The share of test images that a classifier reads which was trained on these images alone.
 
     The classification accuracy score of Ravuri & Vinyals 2019: it falls where samples are bad, where they show another
     class than was asked for, and where kinds are missing.
     """
-    if labels is None:
-        raise ValueError("--train-on-samples needs a model that was told what to draw; this one knows no classes")
     pixels = image.to_uint8(images[..., 0])
     batch_size = min(64, len(pixels))
     model = Classifier(ClassifierConfig(images.shape[1:3], int(labels.max()) + 1), rng.at(0))

@@ -98,8 +98,9 @@ def main() -> None:
     settings = Settings(data, *(getattr(options, field.name) for field in dataclasses.fields(Settings)[1:]))
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
         digits = mnist.load(data)
+        quality = Quality(digits.images)  # raises before any training for images that the classifier cannot read
         models = {column: trained(column, settings, digits, folder / column) for column in COLUMNS}
-        table(models, digits, mnist.load(data, "test"), options, folder)
+        table(models, quality, mnist.load(data, "test"), options, folder)
 
 
 def trained(column: str, settings: Settings, digits: mnist.Digits, folder: pathlib.Path) -> KarrasDiffusion:
@@ -111,7 +112,7 @@ def trained(column: str, settings: Settings, digits: mnist.Digits, folder: pathl
     how = TrainSettings(settings.steps, settings.lr, betas=(0.9, 0.99), ema_decay=0.995)
     training = Training(model, how, folder / checkpoint.NAME, dataclasses.asdict(settings))
     if training.path.exists():
-        arrays, meta = checkpoint.load(folder, KarrasDiffusion.kind)
+        arrays, meta = checkpoint.load(folder, KarrasDiffusion.kind, resume=True)
         if meta["about"] != training.about:
             raise ValueError(f"{folder} was trained with {meta['about']}, not {training.about}; choose another --out")
         training.restore(arrays, meta)
@@ -149,13 +150,12 @@ def draw(model: KarrasDiffusion, n: int, evaluations: int, seed: int, column: Co
 
 def table(
     models: dict[str, KarrasDiffusion],
-    digits: mnist.Digits,
+    quality: Quality,
     test: mnist.Digits,
     options: argparse.Namespace,
     folder: pathlib.Path,
 ) -> None:
     """Draw from each network in each way, print how far from real digits it is, and save the pictures."""
-    quality = Quality(digits.images)
     ways = [(name, way) for name in models for way in dict.fromkeys([name, "edm"])]
     work = [(name, way, e) for name, way in ways for e in options.evaluations]
     distances, shown = {}, []

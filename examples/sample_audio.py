@@ -52,6 +52,8 @@ def main() -> None:
     cli.check_writable(out / "sounds.png")
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
         model = DiffWave.load(file)
+        if options.note is not None and options.note not in (names := model.config.class_names):
+            raise ValueError(f"this model knows {', '.join(names) or 'no classes'}; got --note {options.note}")
         if model.config.mel is not None or options.mel_of is not None:
             waves, titles = vocoded(model, options)
         else:
@@ -61,18 +63,26 @@ def main() -> None:
         audio.write_wav(out / f"{i:02d}-{title.replace(' ', '-')}.wav", samples, rate)
     spectrum.pictures(out / "sounds.png", waves[:24], titles[:24], rate)
     print(f"{len(waves)} sounds in {out}; what they look like: {out / 'sounds.png'}")
-    if names := [name for name in model.config.class_names if audio.is_note(name)]:
-        frequencies = [audio.frequency(name) for name in names]
-        heard = spectrum.nearest(spectrum.pitch(np.stack(waves), rate), frequencies)
-        right = sum(names[i] == title for i, title in zip(heard, titles, strict=True) if i >= 0)
-        print(f"{right} of {len(waves)} have the pitch that was asked for")
+    if notes := [name for name in model.config.class_names if audio.is_note(name)]:
+        print(heard(np.stack(waves), titles, notes, rate))
+
+
+def heard(waves: np.ndarray, titles: list[str], names: list[str], rate: int) -> str:
+    """How many of the waves have the pitch that their title names, or why that cannot be measured."""
+    frequencies = [audio.frequency(name) for name in names]
+    lowest, highest = min(80.0, 0.9 * min(frequencies)), max(1000.0, 1.1 * max(frequencies))
+    try:
+        pitches = spectrum.pitch(waves, rate, lowest, highest)
+    except ValueError as error:
+        return f"their pitch cannot be measured: {error}"
+    found = spectrum.nearest(pitches, frequencies)
+    right = sum(names[i] == title for i, title in zip(found, titles, strict=True) if i >= 0)
+    return f"{right} of {len(waves)} have the pitch that was asked for"
 
 
 def drawn(model: DiffWave, options: argparse.Namespace) -> tuple[list[np.ndarray], list[str]]:
     """n samples and their titles: of the class that was asked for, or of all in turn."""
     names = model.config.class_names
-    if options.note is not None and options.note not in names:
-        raise ValueError(f"this model knows {', '.join(names) or 'no classes'}; got --note {options.note}")
     labels = np.arange(options.n) % max(1, len(names))
     if options.note is not None:
         labels = np.full(options.n, names.index(options.note))
@@ -88,6 +98,11 @@ def vocoded(model: DiffWave, options: argparse.Namespace) -> tuple[list[np.ndarr
     mel = model.config.mel
     original, _ = audio.read_wav(options.mel_of, mel.rate)
     original = original[: len(original) // mel.hop * mel.hop]
+    if len(original) < mel.window:
+        raise ValueError(
+            f"{options.mel_of} is too short for a spectrogram: expected {mel.window} samples at {mel.rate} a second, "
+            f"got {len(original)}"
+        )
     wanted = mel(original)
     x_0 = sampled(model, options, options.n, None, np.repeat(wanted[None], options.n, axis=0))
     distance = 100 * np.abs(mel(x_0) - wanted).mean()

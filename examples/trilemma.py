@@ -94,7 +94,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("runs/trilemma"), metavar="DIR", help="pictures"
     )
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
@@ -107,6 +107,7 @@ def main() -> None:
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
         judge, diffusion = Classifier.load(options.classifier), PixelDiffusion.load(options.diffusion)
         digits = mnist.load(options.data)
+        check_sizes(judge, diffusion, digits)
         rng = Rng(options.seed)
         gan_run = pathlib.Path(options.gan or cli.new_folder(None, "runs/gan"))
         vae_run = pathlib.Path(options.vae or cli.new_folder(None, "runs/vae"))
@@ -127,6 +128,14 @@ def main() -> None:
     save_samples(out / "samples.png", results)
     save_triangle(out / "triangle.png", results)
     print(f"\nwhat each draws is in {out / 'samples.png'}, the triangle in {out / 'triangle.png'}")
+
+
+def check_sizes(judge: Classifier, diffusion: PixelDiffusion, digits: mnist.Digits) -> None:
+    """Raise ValueError unless all are made for images of one size, that of GAN and VAE."""
+    size = (GANConfig().size,) * 2
+    sizes = {"--classifier": judge.config.size, "--diffusion": diffusion.config.size, "--data": digits.images.shape[1:]}
+    if wrong := [f"{name} has {found}" for name, found in sizes.items() if found != size]:
+        raise ValueError(f"those compared draw images of {size}, but {wrong[0]}")
 
 
 def given(options: argparse.Namespace) -> list[object]:

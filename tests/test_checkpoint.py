@@ -175,6 +175,15 @@ def test_an_export_keeps_the_averaged_weights_alone(run, tmp_path):
         checkpoint.load(tmp_path / "small.npz", "toy", resume=True)
 
 
+def test_an_export_does_not_replace_the_run(tmp_path):
+    path = tmp_path / checkpoint.NAME
+    checkpoint.save(path, {"ema/w": np.ones(2), "losses": np.ones(1)}, {"kind": "toy", "config": {}})
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="the run's own checkpoint"):
+        checkpoint.export(tmp_path, path)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("weight", [65504.0, -1e5, np.inf, np.nan])
 def test_weights_beyond_half_precision_are_not_exported(tmp_path, weight):
     checkpoint.save(tmp_path / "run.npz", {"ema/w": np.array([1, weight])}, META)

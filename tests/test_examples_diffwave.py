@@ -86,6 +86,15 @@ def test_notes_are_drawn_as_the_printed_command_says(labelled, copied, monkeypat
         assert drawn(*other) != usual, other
 
 
+def test_the_pitch_of_any_note_is_heard():
+    """Also of those below 80 Hz and above 1000; and of sounds too short for that there is a word."""
+    heard = runpy.run_path(str(SAMPLE))["heard"]
+    clips = audio.notes(2, 2048, Rng(0), names=("A1", "A4", "D6"))
+    titles = [clips.class_names[i] for i in clips.labels]
+    assert heard(clips.waves, titles, list(clips.class_names), 8000).startswith("6 of 6")
+    assert "cannot be measured" in heard(clips.waves[:, :64], titles, list(clips.class_names), 8000)
+
+
 def test_a_vocoder_of_a_folder(vocoder, copied, monkeypatch, capsys):
     assert "8 clips of 0.06 s, 4 classes" in vocoder[1]
     assert shlex.split(vocoder[1].strip().splitlines()[-1])[2:] == ["v", "--mel-of", "v/samples/00.wav"]
@@ -139,8 +148,9 @@ def test_refused(copied, monkeypatch, capsys):
         (SAMPLE, (run, "--mel-of", "tiny/a.wav"), "this model is told no mel spectrogram"),
         (SAMPLE, ("v",), "a vocoder needs it"),
         (SAMPLE, ("v", "--mel-of", "bad/a.wav"), "a.wav is damaged"),
-        (SAMPLE, ("v", "--mel-of", "tiny/a.wav"), "wave as long as the window"),
+        (SAMPLE, ("v", "--mel-of", "tiny/a.wav"), "tiny/a.wav is too short for a spectrogram: expected 256 samples"),
         (SAMPLE, ("v", "--mel-of", a3, "--guidance", 2), "without labels"),
+        (SAMPLE, ("v", "--mel-of", a3, "--note", "A3"), "knows no classes; got --note A3"),
     ]
     for script, arguments, words in cases:
         code, out, err = call(monkeypatch, capsys, script, *arguments)

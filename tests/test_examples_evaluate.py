@@ -43,7 +43,7 @@ def call(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TINYDIFF_DEVICE", "cpu")
 
     def run(script, *arguments):
-        line = [str(script), *map(str, arguments), "--classifier", str(folder / "judge.npz")]
+        line = [str(script), "--classifier", str(folder / "judge.npz"), *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", line)
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(str(script), run_name="__main__")
@@ -113,6 +113,11 @@ def test_evaluate_refuses(folder, call):
     np.savez("bright.npz", samples=np.full((30, 28, 28), 2.0))
     np.savez("flat.npz", samples=np.zeros((30, 784)))
     np.savez("short.npz", samples=np.zeros((30, 28, 28)), labels=np.zeros(29, int))
+    np.savez("few.npz", samples=np.zeros((5, 28, 28)))
+    np.savez("text.npz", samples=np.full((30, 28, 28), "a"))
+    np.savez("thirds.npz", samples=np.zeros((30, 28, 28)), labels=np.arange(30) / 3)
+    small = ClassifierConfig(size=(8, 8), width=8, features=6)
+    save(pathlib.Path("small_judge.npz"), Classifier(small, Rng(0)))
     np.savez("small.npz", samples=np.zeros((30, 8, 8)))
     pathlib.Path("text").write_text("not an array")
     cases = [
@@ -120,15 +125,22 @@ def test_evaluate_refuses(folder, call):
         (("text",), "is not a checkpoint"),
         (("bright.npz",), "in [0, 1]"),
         (("flat.npz",), "expected samples (N, H, W)"),
-        (("short.npz",), "a label for each of 30 samples, got (29,)"),
-        (("small.npz",), "reads images of shape (N, 28, 28, 1)"),
+        (("few.npz",), "at least 20 images of each, got 5 samples"),
+        (("text.npz",), "floats in [0, 1], got <U1"),
+        (("thirds.npz",), "a label >= 0 for each of 30 samples, got float64"),
+        ((folder / "plain.npz", "--classifier", "small_judge.npz"), "the classifier reads (8, 8)"),
+        (("short.npz",), "a label >= 0 for each of 30 samples, got int64 (29,)"),
+        (
+            ("small.npz",),
+            "the sizes differ: the classifier reads (28, 28), --data has (28, 28), the samples have (8, 8)",
+        ),
         ((folder / "judge.npz",), "expected 'pixel-diffusion', got 'classifier'"),
         ((folder / "plain.npz", "--n", 19), "--n must be at least 20"),
         ((folder / "plain.npz", "--batch-size", 0), "--batch-size 1, got 500 and 0"),
         ((folder / "plain.npz", "--steps", 21), "1..20"),
         ((folder / "plain.npz", "--guidance", 2, "--n", 20), "trained without labels"),
         ((folder / "plain.npz", "--data", "nowhere"), "'nowhere' is not a folder"),
-        ((folder / "plain.npz", "--n", 20, "--steps", 1, "--train-on-samples"), "knows no classes"),
+        ((folder / "plain.npz", "--n", 20, "--steps", 1, "--train-on-samples"), "drawn without classes"),
     ]
     for arguments, words in cases:
         code, _, err = call(EVALUATE, *arguments)
@@ -170,12 +182,22 @@ def test_trilemma_goes_on(folder, call):
     assert len(checkpoint.load("half", "gan")[0]["losses"]) == 3
 
 
+def test_trilemma_goes_on_with_the_flags_it_was_given(monkeypatch):
+    """The command that is printed when the training of GAN or VAE is stopped."""
+    flags = ["--data", "full", "--gan-steps", "3", "--seed", "1"]
+    monkeypatch.setattr(sys, "argv", ["trilemma.py", *flags, "--gan", "a", "--vae", "b"])
+    program = runpy.run_path(str(TRILEMMA))
+    assert [str(item) for item in program["given"](program["parse"]())] == flags
+
+
 def test_trilemma_refuses(folder, call):
+    save(pathlib.Path("small_judge.npz"), Classifier(ClassifierConfig(size=(8, 8), width=8, features=6), Rng(0)))
     cases = [
         (("--n", 10), "--n must be at least 20, got 10"),
         (("--diffusion", "none"), "there is no checkpoint none"),
         (("--data", "nowhere"), "'nowhere' is not a folder"),
         (("--gan", folder / "judge.npz"), "expected 'gan', got 'classifier'"),
+        (("--classifier", "small_judge.npz"), "images of (28, 28), but --classifier has (8, 8)"),
         (("--gan-steps", 0), "at least 1, got 0"),
     ]
     for arguments, words in cases:

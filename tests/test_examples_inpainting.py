@@ -198,7 +198,11 @@ def test_refused(base, tuned, tmp_path, monkeypatch, capsys):
         (PAINT, (base, "small.png"), "28 x 28 x 1, but small.png has (28, 20, 1)"),
         (PAINT, (base, 3, "--mask", "small.png"), "size 28 x 28, but small.png has (28, 20)"),
         (PAINT, (base, 3, "--mask", "grey.png"), "has grey in it"),
-        (PAINT, (base, 3, "--mask", "nowhere.png"), "nowhere.png"),
+        (
+            PAINT,
+            (base, 3, "--mask", "nowhere.png"),
+            "one of left, right, top, bottom, centre, all, or a picture; there is no file nowhere",
+        ),
         (PAINT, (base, 3, "--n", 0), "at least 1, got 0"),
         (PAINT, (base, 3, "--steps", 21), "1..20"),
         (PAINT, (tuned, 3, "--steps", 21), "1..20"),
@@ -231,7 +235,7 @@ def test_help_teaches(monkeypatch, capsys, script):
     assert f"python examples/{script.name}" in out and "default" in out
 
 
-@pytest.mark.parametrize("arguments", [("--strengths", "half"), ("--invert", "2", "--to", "3")])
+@pytest.mark.parametrize("arguments", [("--strengths", "half"), ("--invert", "2.5"), ("--invert", "2", "--to", "3")])
 def test_usage_errors(monkeypatch, capsys, base, arguments):
     code, _, err = call(monkeypatch, capsys, EDIT, base, 3, *arguments)
     assert code == 2 and "usage:" in err

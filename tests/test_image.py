@@ -214,6 +214,21 @@ def test_what_is_no_picture_is_not_read(tmp_path):
         image.load_png(tmp_path / "nowhere.png")
 
 
+@pytest.mark.parametrize("kept", [60, -100])
+def test_a_damaged_picture_is_named(kept, tmp_path):
+    image.save_png(tmp_path / "whole.png", pixels(28, 28))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:kept])
+    with pytest.raises(OSError, match=r"cannot read .*cut\.png: "):
+        image.load_png(tmp_path / "cut.png")
+
+
+def test_a_picture_of_sixteen_bits_is_refused(tmp_path):
+    """Pillow would clip nearly all of it to white."""
+    Image.fromarray(np.full((4, 4), 20_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(OSError, match=r"deep\.png has more than 8 bits a channel"):
+        image.load_png(tmp_path / "deep.png")
+
+
 def test_gif_holds_every_frame_and_rests_on_the_last(tmp_path):
     frames = [pixels(6, 5, seed=n) for n in range(3)]
     image.save_gif(tmp_path / "a.gif", frames, ms=40, hold=1500, scale=2)

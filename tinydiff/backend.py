@@ -165,6 +165,11 @@ def to_device(x: Any, name: str | None = None) -> Array:
     return module_of(target).asarray(to_numpy(x))
 
 
+def beside(array: Array | None, x: Array) -> Array | None:
+    """An array, if there is one, on the device of another; no copy if it is there already."""
+    return None if array is None else to_device(array, device_of(x))
+
+
 def random_generator(seed: np.random.SeedSequence, name: str) -> Any:
     """A generator of random numbers on a device: NumPy's PCG64 or CuPy's Philox."""
     if name == "cpu":

@@ -91,11 +91,13 @@ def image_of(text: str, data: str, size: tuple[int, int], channels: int = 1) -> 
 def mask_of(text: str, size: tuple[int, int]) -> np.ndarray:
     """The mask that a user names: the part to hide, see `masks.without`, or a picture, white where the image is known.
 
-    Returns bool (H, W), False where hidden. Raises ValueError for a picture of another size or with grey in it, OSError
-    for a file that is no picture.
+    Returns bool (H, W), False where hidden. Raises ValueError for what is neither, and for a picture of another size or
+    with grey in it, OSError for a file that is no picture.
     """
     if text in masks.PARTS:
         return masks.without(text, size)
+    if not os.path.exists(text):
+        raise ValueError(f"the mask must be one of {', '.join(masks.PARTS)}, or a picture; there is no file {text}")
     pixels = image.load_png(text)[..., 0]
     if pixels.shape != size:
         raise ValueError(f"the mask must have the image's size {size[0]} x {size[1]}, but {text} has {pixels.shape}")

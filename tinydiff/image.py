@@ -122,15 +122,20 @@ def save_png(path: PathLike, array: np.ndarray, scale: int = 1) -> None:
 def load_png(path: PathLike, channels: int = 1) -> np.ndarray:
     """Read a picture file, PNG or another that Pillow knows, as grey (1 channel) or colour (3).
 
-    Returns uint8 (H, W, channels). Raises OSError, naming the path, where it cannot be read or is no picture.
+    Returns uint8 (H, W, channels). Raises OSError, naming the path, where it cannot be read, is damaged or no picture,
+    or has more than 8 bits a channel, of which Pillow would not keep the highest.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+            mode, pixels = picture.mode, np.asarray(picture.convert("L" if channels == 1 else "RGB"))
     except Image.UnidentifiedImageError as error:
         raise OSError(f"{path} is not a picture that Pillow can read") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: of a broken PNG
+        raise OSError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if mode.startswith(("I", "F")):
+        raise OSError(f"{path} has more than 8 bits a channel; save it with 8")
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

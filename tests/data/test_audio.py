@@ -226,6 +226,13 @@ def test_a_folder_is_cut_into_clips(tmp_path):
     assert_close(clips.waves[1:].ravel(), np.linspace(-0.5, 0.5, 25)[:20].astype(np.float32), atol=1 / 32768)
 
 
+def test_a_class_has_a_name_also_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "bells").mkdir()
+    monkeypatch.chdir(tmp_path / "bells")
+    audio.write_wav("a.wav", np.zeros(20), 8000)
+    assert audio.folder(".", 10).class_names == ("bells",)
+
+
 def test_folders_that_give_nothing(tmp_path):
     with pytest.raises(DataError, match="'nowhere' is not a folder"):
         audio.folder("nowhere", 10)

@@ -149,6 +149,17 @@ def test_the_noise_found_is_noise():
     assert np.abs(x_T.mean(axis=0)).max() < 0.08 and np.abs(np.cov(x_T.T) - np.eye(3)).max() < 0.1
 
 
+def test_an_inverse_without_a_step_is_refused():
+    schedule = Schedule.cosine(10)
+    with pytest.raises(ValueError, match="none of the times visited lies above the start, 5"):
+        last(ddim_inverse(denoiser(lambda x, t: x, schedule, "v"), np.ones((1, 2)), schedule, Rng(0), 1, "leading", 5))
+
+
+def test_slerp_of_weights_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"one weight, or one a sample, \(2,\), got \(3,\)"):
+        slerp(np.ones((2, 4)), np.ones((2, 4)), np.zeros(3))
+
+
 def test_bad_steps_of_the_inverse():
     schedule, x = Schedule.linear(10), np.zeros((1, 2))
     with pytest.raises(ValueError, match=r"1\.\.10, got 11"):

@@ -206,6 +206,16 @@ def test_the_push_may_leave_the_range_of_images_and_is_clipped():
         np.testing.assert_allclose(a**0.5 * prediction.x0 + (1 - a) ** 0.5 * prediction.eps, x)
 
 
+def test_pure_noise_is_not_guided():
+    """At t = T of a schedule with alpha_bar_T = 0 a classifier has nothing to read; the steps after it are guided."""
+    schedule = Schedule.scaled_linear(10).zero_terminal_snr()
+    denoise, x = denoiser(lambda x, t: 0.5 * x, schedule, "v", clip=False), np.ones((2, 3), np.float32)
+    guide = classifier_guided(denoise, lambda x, t: 1 + 0 * x, schedule, 2.0, clip=False)
+    np.testing.assert_array_equal(guide(x, 10).x0, denoise(x, 10).x0)
+    assert (guide(x, 9).x0 > denoise(x, 9).x0).all()
+    assert np.isfinite(last(ddim(guide, x, schedule, Rng(0), 5))).all()
+
+
 def test_bad_guidance():
     schedule, x = Schedule.linear(10), np.zeros((2, 2))
     denoise = denoiser(lambda x, t: x, schedule)

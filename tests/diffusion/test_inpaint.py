@@ -219,6 +219,15 @@ def test_bad_arguments():
         as_mask(np.ones(6), np.zeros(6))
 
 
+def test_known_images_widen_no_dtype():
+    """Known images in float64 leave a model of float32 in float32."""
+    schedule, known = Schedule.cosine(6), np.zeros((2, 2, 3, 1))
+    denoise, x_T = denoiser(lambda x_t, t: x_t, schedule, "v"), np.ones(known.shape, np.float32)
+    assert {x.dtype for x in repaint(denoise, x_T, schedule, Rng(0), known, MASK)} == {np.dtype(np.float32)}
+    kept = keep_known(denoise, known, MASK, schedule)
+    assert {x.dtype for x in ddim(kept, x_T, schedule, Rng(0), 3)} == {np.dtype(np.float32)}
+
+
 def test_on_a_device(device):
     """RePaint with an Rng that draws nothing gives on every device what NumPy gives."""
 

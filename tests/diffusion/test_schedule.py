@@ -143,6 +143,12 @@ def test_bad_sigmoid(start, end, tau):
         Schedule.sigmoid(10, start, end, tau)
 
 
+@pytest.mark.parametrize(("start", "end"), [(-3, 3), (0, 3), (-3, 0)])
+def test_a_sigmoid_that_is_flat_is_refused(start, end):
+    with pytest.raises(ValueError, match=r"the sigmoid is flat near .* with tau = 0\.01: use a larger tau"):
+        Schedule.sigmoid(100, start, end, 0.01)
+
+
 @PROPERTY
 @given(schedules(min_T=2))
 def test_zero_terminal_snr_is_the_papers_algorithm(schedule):

@@ -1,7 +1,6 @@
 """DiffWave (E38): the paper's figure 2, Algorithm 1's loss, and conditions that go where they should."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -206,6 +205,7 @@ def test_conditions_matter_and_one_seed_is_one_sound(config, device):
         (PLAIN, {"how": Sampling(steps=21)}, r"1\.\.20.*got 21"),
         (PLAIN, {"n": 0}, "got 0"),
         (PLAIN, {"guidance": 2.0}, "without labels"),
+        (PLAIN, {"guidance": float("nan")}, "finite number, got nan"),
         (PLAIN, {"label": 1}, "without classes"),
         (PLAIN, {"mel": np.zeros((4, 6, 5))}, r"shape None, got \(4, 6, 5\)"),
         (LABELLED, {"label": 3}, r"0\.\.2, got 3"),
@@ -258,9 +258,16 @@ def test_bad_configurations(wrong, words):
         dataclasses.replace(PLAIN, **wrong)
 
 
+def test_a_schedule_without_signal_at_its_end_is_refused_before_training():
+    config = dataclasses.replace(PLAIN, schedule="scaled-linear-zero", target="eps")
+    with pytest.raises(ValueError, match="ends without signal: the target must be v or x0, got eps"):
+        DiffWave(config, Rng(0))
+    DiffWave(dataclasses.replace(config, target="v"), Rng(0))
+
+
 @pytest.mark.parametrize("config", [PLAIN, BOTH], ids=["plain", "both"])
-def test_configuration_survives_json(config):
-    assert DiffWaveConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+def test_configuration_comes_back_from_its_fields(config):
+    assert DiffWaveConfig.from_dict(dataclasses.asdict(config)) == config
 
 
 def test_learns_tones_and_comes_back_from_its_checkpoint(tmp_path):

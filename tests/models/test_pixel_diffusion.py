@@ -287,6 +287,7 @@ def test_the_class_matters(device):
         (PLAIN, {"how": Sampling(steps=51)}, r"1\.\.50.*got 51"),
         (PLAIN, {"n": 0}, "got 0"),
         (PLAIN, {"guidance": 2.0}, "without labels"),
+        (PLAIN, {"guidance": float("nan")}, "finite number, got nan"),
         (PLAIN, {"label": 1}, "without classes"),
         (LABELLED, {"label": 3}, r"0\.\.2, got 3"),
         (LABELLED, {"label": -1}, r"0\.\.2, got -1"),

@@ -20,6 +20,7 @@ CONFIGS = {
     "plain": PLAIN,
     "patches": dataclasses.replace(PLAIN, unet=dataclasses.replace(UNET, patch=2, channels=3), size=(4, 8)),
     "labels": dataclasses.replace(PLAIN, unet=dataclasses.replace(UNET, classes=3), class_names=("a", "b", "c")),
+    "waves": dataclasses.replace(PLAIN, unet=dataclasses.replace(UNET, patch=2, fourier=(3, 4))),
     "variance": dataclasses.replace(PLAIN, learned_variance=True),
 }
 MASK = np.arange(32).reshape(4, 8) % 3 == 0

@@ -232,6 +232,6 @@ def folder(path: PathLike, length: int, rate: int = 8000) -> Clips:
             f"no WAV file in {root} is as long as a clip, {length} samples ({length / rate:.2f} s at {rate} a second); "
             f"the longest has {longest}"
         )
-    parents = [file.parent.name for file, some in zip(files, clips, strict=True) for _ in some]
+    parents = [file.absolute().parent.name for file, some in zip(files, clips, strict=True) for _ in some]
     names = tuple(sorted(set(parents)))
     return Clips(np.concatenate(clips), np.array([names.index(p) for p in parents]), names, rate)

@@ -64,12 +64,14 @@ def ddim_inverse(
     x_s: (B, ...), the image itself, or `q_sample` of it at the time `start`. Where all images agree, as on a plain
     background, they have no noise to be followed upwards, and what is found is no N(0, I): start with a little.
     rng: not used. steps, spacing: the times visited, see `timesteps`, of which those above start are; take the same for
-    the way back. Raises ValueError for bad steps or spacing, or a start outside 0..T-1.
+    the way back. Raises ValueError for bad steps or spacing, a start outside 0..T-1, or one that no time lies above.
     (E36; Song et al. 2021, section 4.3; Dhariwal & Nichol 2021, appendix F)
     """
     if not 0 <= start < schedule.T:
         raise ValueError(f"the start must be in 0..{schedule.T - 1}, got {start}")
     above = [t for t in reversed(timesteps(schedule.T, steps, spacing)) if t > start]
+    if not above:
+        raise ValueError(f"none of the times visited lies above the start, {start}: use more steps or another spacing")
     for s, t in itertools.pairwise([start, *above]):
         x_0, eps, _ = denoise(x_s, max(s, 1))
         x_s = q_sample(x_0, t, eps, schedule)
@@ -84,11 +86,14 @@ def slerp(a: Array, b: Array, weight: float | np.ndarray) -> Array:
     Where |a| = |b|, that is the length of all points between. The mean of two draws from N(0, I) has half their
     variance, and a model takes it for an image with little contrast.
     a, b: (B, ...), one arc a sample. weight: w, or one a sample (B,); 0 gives a, 1 gives b, both exactly.
-    Raises ValueError if the two shapes differ, for a zero a or b, and for opposite ones, which many arcs join.
+    Raises ValueError if the two shapes differ, for weights that are not one a sample, for a zero a or b, and for
+    opposite ones, which many arcs join.
     (Song et al. 2021, "DDIM", eq. 67; Shoemake 1985)
     """
     if a.shape != b.shape:
         raise ValueError(f"the ends must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if np.shape(weight) not in ((), a.shape[:1]):
+        raise ValueError(f"expected one weight, or one a sample, {a.shape[:1]}, got {np.shape(weight)}")
     aa, bb, ab = _dot(a, a), _dot(b, b), _dot(a, b)
     if not (aa > 0).all() or not (bb > 0).all():
         raise ValueError("there is no arc to or from 0: an end has length 0")

@@ -330,7 +330,9 @@ def probability_flow(D: Denoiser, x_T: Array, column: Column, N: int, solver: st
         "heun":  x_{i+1} = x_i + (t_{i+1} - t_i) (d_i + d'_i)/2              2N - 1 evaluations, error like 1/N²
 
     where d is dx/dt at (x_i, t_i), and d' at Euler's guess of x_{i+1}; into t = 0, where sigma divides, Euler's guess
-    stands. x_T: (B, ...), drawn from N(0, I), and scaled here by s(t_0) sigma(t_0). column: whose time steps, sigma(t)
+    stands. Use this one for a network that takes any noise level, along the time steps of a column; `samplers.heun` is
+    for one that was trained at the whole times t of a `Schedule`.
+    x_T: (B, ...), drawn from N(0, I), and scaled here by s(t_0) sigma(t_0). column: whose time steps, sigma(t)
     and s(t) to take; D may have been trained by another. N: >= 2. solver: the column's own if None.
     Raises ValueError for N < 2 or another solver. (E22; Karras et al. 2022, Algorithm 1 and eq. 4)
     """

@@ -83,6 +83,7 @@ def classifier_guided(
     gradient(x_t, t): what `class_gradient` makes. scale: s; 0 ignores the classifier, more than 1 trusts it too much.
     variance: None for the first form; for the second the sigma_t² that `ddpm` is given, "posterior", "beta" or
     "learned", when it takes all T steps (in fewer, sigma_t² would be another: use the first).
+    Where alpha_bar_t = 0 the prediction stays as it is: x_t says nothing of y, and eps nothing of x_0.
     clip: as in `denoiser`, since the push may move x_0 out of [-1, 1]; False for data with no such bounds.
     Raises ValueError, when it denoises, for another variance, or a gradient that is not shaped as x_t.
     (E35; Dhariwal & Nichol 2021, Algorithms 1 and 2)
@@ -90,6 +91,8 @@ def classifier_guided(
 
     def guided_denoise(x_t: Array, t: int) -> Prediction:
         prediction = denoise(x_t, t)
+        if schedule.alpha_bar[t] == 0:  # x_t is nothing but noise, in which there is no class to be read
+            return prediction
         g = gradient(x_t, t)
         if g.shape != x_t.shape:
             raise ValueError(f"the gradient must be shaped as x_t, {x_t.shape}, got {g.shape}")

@@ -119,5 +119,5 @@ def as_mask(mask: Array, x: Array) -> Array:
 
 
 def _combined(kept: Array, known: Array, unknown: Array) -> Array:
-    """m known + (1 - m) unknown, even where the one that does not count is not finite."""
-    return backend.array_module(unknown).where(kept, known, unknown)
+    """m known + (1 - m) unknown in the dtype of unknown, even where the one that does not count is not finite."""
+    return backend.array_module(unknown).where(kept, known.astype(unknown.dtype), unknown)

@@ -181,6 +181,8 @@ def heun(
     is nearly 0. The last step, to s = 0, where no network was trained, is DDIM's alone.
     x_T: (B, ...), drawn from N(0, I). rng: not used. steps, spacing: the times visited, see `timesteps`.
     Calls the network 2 steps - 1 times. Raises ValueError for bad steps or spacing.
+    Use this one with a `Schedule`, at whose whole times t the network was trained; `edm.probability_flow` is for a
+    network that takes any noise level sigma, along the time steps of a `Column`.
     (Karras et al. 2022, Algorithm 1, in the angle of Salimans & Ho 2022, appendix D)
     """
     phi = np.arctan2(np.sqrt(schedule.one_minus_alpha_bar), np.sqrt(schedule.alpha_bar))

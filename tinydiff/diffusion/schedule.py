@@ -100,13 +100,16 @@ class Schedule:
             u_t = start + (end - start) t/T,   beta_t clipped at 0.999
 
         start, end: the piece of the curve. tau: a larger one straightens it, a smaller one makes it steep in the middle
-        and flat at both ends. Raises ValueError for T < 1, start >= end or tau <= 0.
+        and flat at both ends. Raises ValueError for T < 1, start >= end or tau <= 0, and for a tau so small that some
+        steps would add no noise.
         (Jabri et al. 2023, section 3; Chen 2023, Algorithm 1)
         """
         if not (start < end and tau > 0):
             raise ValueError(f"a sigmoid schedule needs start < end and tau > 0, got {start}, {end} and {tau}")
         u = np.linspace(start, end, _checked_steps(T) + 1)
         curve = np.tanh(u / (2 * tau))  # 2 sigmoid(u/tau) - 1, and it cannot overflow
+        if not (np.diff(curve) > 0).all():
+            raise ValueError(f"the sigmoid is flat near u = {start} or {end} with tau = {tau}: use a larger tau")
         return cls.from_betas(_betas(curve[-1] - curve).clip(max=BETA_MAX))
 
     def zero_terminal_snr(self) -> Schedule:

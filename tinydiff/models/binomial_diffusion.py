@@ -10,12 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinydiff import checkpoint, ops
+from tinydiff import ops
 from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import Array, captured, device_of, to_device
+from tinydiff.backend import Array, beside, captured, to_device
 from tinydiff.diffusion import binomial, draw_t
 from tinydiff.diffusion.binomial import BinomialSchedule
 from tinydiff.files import PathLike
+from tinydiff.models.trained import load_trained
 from tinydiff.nn import Linear, Module, TimeEmbedding, UNet, UNetConfig
 from tinydiff.rng import Rng
 
@@ -84,10 +85,7 @@ class BinomialDiffusion(Module):
 
         path: the checkpoint, or the folder it is in. Raises CheckpointError if it cannot be read.
         """
-        arrays, meta = checkpoint.load(path, cls.kind)
-        model = cls(BinomialDiffusionConfig.from_dict(meta["config"]), Rng(0))
-        model.load_state_dict(checkpoint.part("ema", arrays))
-        return model.eval()
+        return load_trained(path, cls.kind, lambda fields: cls(BinomialDiffusionConfig.from_dict(fields), Rng(0)))
 
     def __call__(self, x_t: Array, t: Array, rng: Rng | None = None) -> Tensor:
         """The log-odds of x_0 (B, H, W, 1) for bits x_t (B, H, W, 1) at the times t (B,) in 1..T; rng: for dropout."""
@@ -108,7 +106,7 @@ class BinomialDiffusion(Module):
         """All that `loss` draws and looks up, the arguments of `loss_of`, on x_0's device; raises the same."""
         t = draw_t(rng.at(0), len(x_0), self.schedule.T, stratified=True)
         x_t = binomial.q_sample(x_0, t, self.schedule, rng.at(1))
-        return x_t, to_device(t, device_of(x_0)), x_0, *binomial.evidence(x_t, t, self.schedule)
+        return x_t, beside(t, x_0), x_0, *binomial.evidence(x_t, t, self.schedule)
 
     def loss_of(
         self, x_t: Array, t: Array, x_0: Array, likelihood: Array, alpha_bar_prev: Array, rng: Rng | None = None
@@ -157,6 +155,6 @@ class BinomialDiffusion(Module):
         def denoise(x_t: Array, i: int) -> Array:
             t = np.full(len(x_t), i * self.config.T / steps)
             with no_grad():
-                return network(x_t, to_device(t, device_of(x_t)))
+                return network(x_t, beside(t, x_t))
 
         return denoise, BinomialSchedule.even(steps)

@@ -7,12 +7,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinydiff import checkpoint, image, ops
+from tinydiff import image, ops
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import Array, to_device, to_numpy
 from tinydiff.data.augment import random_shift
 from tinydiff.data.loader import Batches
 from tinydiff.files import PathLike
+from tinydiff.models.trained import load_trained
 from tinydiff.nn import Conv2d, GroupNorm, Linear, Module
 from tinydiff.rng import Rng
 from tinydiff.train import LossAt
@@ -47,11 +48,6 @@ class ClassifierConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"the dropout must be in [0, 1), got {self.dropout}")
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """The configuration that dataclasses.asdict turned into these fields, tuples having become lists in JSON."""
-        return cls(**fields | {"size": tuple(fields["size"])})
-
 
 class Classifier(Module):
     """Four 3 x 3 convolutions, of which the second and fourth halve the image, then a hidden and a last linear layer.
@@ -80,10 +76,7 @@ class Classifier(Module):
         path: the checkpoint, the folder it is in, or the name of a shipped one, "classifier". Raises CheckpointError if
         it cannot be read.
         """
-        arrays, meta = checkpoint.load(path, cls.kind)
-        model = cls(ClassifierConfig.from_dict(meta["config"]), Rng(0))
-        model.load_state_dict(checkpoint.part("ema", arrays))
-        return model.eval()
+        return load_trained(path, cls.kind, lambda fields: cls(ClassifierConfig(**fields), Rng(0)))
 
     def embed(self, x: Tensor) -> Tensor:
         """The features of images (B, H, W, 1): what the last layer sees, (B, features)."""

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from tinydiff import checkpoint, ops
+from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, array_module, captured, device_of, to_device, to_numpy, value_range
+from tinydiff.backend import Array, array_module, beside, captured, to_device, to_numpy, value_range
 from tinydiff.data.spectrum import Mel
 from tinydiff.diffusion import Sampling, classifier_free, denoiser, draw_t, q_sample, squared_error, target_of
 from tinydiff.diffusion.samplers import Denoise
 from tinydiff.files import PathLike
-from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, USUAL_SAMPLING
+from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, USUAL_SAMPLING, schedule_for
+from tinydiff.models.trained import load_trained
 from tinydiff.nn import Conv1d, Embedding, Linear, Module, TimeEmbedding
 from tinydiff.rng import Rng
 
@@ -75,9 +77,8 @@ class DiffWaveConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """The configuration that dataclasses.asdict turned into these fields, tuples having become lists in JSON."""
-        mel = fields["mel"] and Mel(**fields["mel"])
-        return cls(**fields | {"mel": mel, "class_names": tuple(fields["class_names"])})
+        """The configuration that dataclasses.asdict turned into these fields."""
+        return cls(**fields | {"mel": fields["mel"] and Mel(**fields["mel"])})
 
     @property
     def dilations(self) -> list[int]:
@@ -137,14 +138,15 @@ class DiffWave(Module):
     """A dilated convolutional network that turns noise into sound: its training loss (E18) and its samplers (E19).
 
     Called as model(x_t, t, label, mel) it gives the network's output, eps, x_0 or v as its configuration says. Waves
-    are (B, L) with values in [-1, 1]; a convolutional network takes them of any length that its patch divides.
+    are (B, L) with values in [-1, 1]; a convolutional network takes them of any length that its patch divides. Raises
+    ValueError for the target "eps" on a schedule that ends without signal.
     """
 
     kind = "diffwave"
 
     def __init__(self, config: DiffWaveConfig, rng: Rng):
         self.config = c = config
-        self.schedule = SCHEDULES[c.schedule](c.T)
+        self.schedule = schedule_for(c.schedule, c.T, c.target)
         self.time = TimeEmbedding(c.embedding, c.embedding, rng)
         self.label = Embedding(len(c.class_names) + 1, c.embedding, rng) if c.class_names else None
         self.mel = MelUpsampler(c, c.mel, rng) if c.mel else None
@@ -159,10 +161,7 @@ class DiffWave(Module):
 
         path: the checkpoint, or the folder it is in. Raises CheckpointError if it cannot be read.
         """
-        arrays, meta = checkpoint.load(path, cls.kind)
-        model = cls(DiffWaveConfig.from_dict(meta["config"]), Rng(0))
-        model.load_state_dict(checkpoint.part("ema", arrays))
-        return model.eval()
+        return load_trained(path, cls.kind, lambda fields: cls(DiffWaveConfig.from_dict(fields), Rng(0)))
 
     def __call__(self, x_t: Array, t: Array, label: Array | None = None, mel: Array | None = None) -> Tensor:
         """The network's output for x_t (B, L) at the times t (B,); a label of -1, or None, is no label.
@@ -173,10 +172,10 @@ class DiffWave(Module):
         """
         self._check(x_t, t, label, mel)
         x, c = Tensor(x_t), self.config
-        emb = ops.silu(self.time(_beside(t, x_t)))
+        emb = ops.silu(self.time(beside(t, x_t)))
         rows = array_module(x_t).full(len(x), -1) if label is None else to_device(label, x.device)
         y = None if self.label is None else self.label(rows + 1)
-        m = None if self.mel is None else self.mel(Tensor(_beside(mel, x_t)))
+        m = None if self.mel is None else self.mel(Tensor(beside(mel, x_t)))
 
         h = ops.relu(self.conv_in(x.reshape(len(x), -1, c.patch)))
         skips = []
@@ -213,7 +212,7 @@ class DiffWave(Module):
             label = np.where(hidden, -1, to_numpy(label))
         x_t = q_sample(x_0, t, eps, self.schedule)
         wanted = target_of(x_0, eps, t, self.schedule, self.config.target)
-        return x_t, _beside(t, x_0), wanted, _beside(label, x_0), _beside(mel, x_0)
+        return x_t, beside(t, x_0), wanted, beside(label, x_0), beside(mel, x_0)
 
     def loss_of(
         self, x_t: Array, t: Array, wanted: Array, label: Array | None = None, mel: Array | None = None
@@ -241,6 +240,8 @@ class DiffWave(Module):
         """
         if n < 1:
             raise ValueError(f"the number of waves must be at least 1, got {n}")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {guidance}")
         if guidance != 1 and self.label is None:
             raise ValueError(f"guidance {guidance} needs a model with classes; this one was trained without labels")
         if label is None and self.label is not None:
@@ -252,7 +253,7 @@ class DiffWave(Module):
         self._check_mel(mel, n, length)
 
         x_T = rng.at(0).normal((n, length))
-        denoise = self.denoiser(_beside(label, x_T), _beside(mel, x_T), guidance, how.clip)
+        denoise = self.denoiser(beside(label, x_T), beside(mel, x_T), guidance, how.clip)
         return itertools.chain([x_T], how.states(denoise, x_T, self.schedule, rng.at(1)))
 
     def denoiser(
@@ -272,7 +273,7 @@ class DiffWave(Module):
         def network(x_t: Array, t: Array) -> Array:
             return model(x_t, t).data
 
-        return denoiser(lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target, clip)
+        return denoiser(lambda x_t, t: network(x_t, beside(t, x_t)), self.schedule, self.config.target, clip)
 
     def _check(self, x_t: Array, t: Array, label: Array | None, mel: Array | None) -> None:
         n, patch = len(x_t), self.config.patch
@@ -305,8 +306,3 @@ class DiffWave(Module):
         got = None if mel is None else mel.shape
         if got != expected:
             raise ValueError(f"{n} waves of {length} samples need mel spectrograms of shape {expected}, got {got}")
-
-
-def _beside(array: Array | None, x: Array) -> Array | None:
-    """An array, if there is one, on the device of another."""
-    return None if array is None else to_device(array, device_of(x))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from tinydiff import checkpoint, ops
+from tinydiff import ops
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import Array
 from tinydiff.files import PathLike
 from tinydiff.models.digit_nets import DigitDecoder, DigitEncoder
+from tinydiff.models.trained import load_trained
 from tinydiff.nn import Module
 from tinydiff.rng import Rng
 
@@ -51,10 +52,7 @@ class DigitVAE(Module):
 
         path: the checkpoint, or the folder it is in. Raises CheckpointError if it cannot be read.
         """
-        arrays, meta = checkpoint.load(path, cls.kind)
-        model = cls(DigitVAEConfig(**meta["config"]), Rng(0))
-        model.load_state_dict(checkpoint.part("ema", arrays))
-        return model.eval()
+        return load_trained(path, cls.kind, lambda fields: cls(DigitVAEConfig(**fields), Rng(0)))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z given x), each (B, latent), of images (B, size, size, 1) in [-1, 1]."""

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from tinydiff import checkpoint, ops
+from tinydiff import ops
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import Array
 from tinydiff.files import PathLike
 from tinydiff.models.digit_nets import DigitDecoder, DigitEncoder
+from tinydiff.models.trained import load_trained
 from tinydiff.nn import Module
 from tinydiff.rng import Rng
 
@@ -53,10 +54,7 @@ class GAN(Module):
 
         path: the checkpoint, or the folder it is in. Raises CheckpointError if it cannot be read.
         """
-        arrays, meta = checkpoint.load(path, cls.kind)
-        model = cls(GANConfig(**meta["config"]), Rng(0))
-        model.load_state_dict(checkpoint.part("ema", arrays))
-        return model.eval()
+        return load_trained(path, cls.kind, lambda fields: cls(GANConfig(**fields), Rng(0)))
 
     def loss(self, x: Array, rng: Rng) -> Tensor:
         """One draw of both losses, whose sum has the gradient of each for the network that minimises it.

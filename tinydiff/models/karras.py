@@ -8,12 +8,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinydiff import checkpoint
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, captured, device_of, to_device
+from tinydiff.backend import Array, beside, captured
 from tinydiff.diffusion import squared_error
 from tinydiff.diffusion.edm import COLUMNS, Column, Denoiser, preconditioned, probability_flow, training_pair
 from tinydiff.files import PathLike
+from tinydiff.models.trained import load_trained
 from tinydiff.nn import Module, UNet, UNetConfig
 from tinydiff.rng import Rng
 
@@ -63,14 +63,11 @@ class KarrasDiffusion(Module):
 
         path: the checkpoint, or the folder it is in. Raises CheckpointError if it cannot be read.
         """
-        arrays, meta = checkpoint.load(path, cls.kind)
-        model = cls(KarrasConfig.from_dict(meta["config"]), Rng(0))
-        model.load_state_dict(checkpoint.part("ema", arrays))
-        return model.eval()
+        return load_trained(path, cls.kind, lambda fields: cls(KarrasConfig.from_dict(fields), Rng(0)))
 
     def __call__(self, x: Array, c_noise: np.ndarray) -> Tensor:
         """F(x; c_noise) for x (B, H, W, C) and c_noise (B,)."""
-        return self.unet(Tensor(x), to_device(c_noise, device_of(x)))
+        return self.unet(Tensor(x), beside(c_noise, x))
 
     def draw(self, y: Array, rng: Rng) -> tuple[Array, ...]:
         """All that a step of training draws: `training_pair` for sigma of the column's distribution, on y's device.
@@ -79,7 +76,7 @@ class KarrasDiffusion(Module):
         """
         sigma, eps = self.column.draw_sigma(rng.at(0), len(y)), rng.at(1).normal_like(y)
         x, c_noise, target, weight = training_pair(y, sigma, eps, self.column)
-        return x, to_device(c_noise, device_of(y)), target, weight
+        return x, beside(c_noise, y), target, weight
 
     def loss_of(self, x: Array, c_noise: Array, target: Array, weight: Array) -> Tensor:
         """The loss of what `draw` gave."""
@@ -93,7 +90,7 @@ class KarrasDiffusion(Module):
         def network(x: Array, c_noise: Array) -> Array:
             return self(x, c_noise).data
 
-        return preconditioned(lambda x, c_noise: network(x, to_device(c_noise, device_of(x))), self.column)
+        return preconditioned(lambda x, c_noise: network(x, beside(c_noise, x)), self.column)
 
     def sample(
         self, n: int, rng: Rng, N: int, column: Column | None = None, solver: str | None = None

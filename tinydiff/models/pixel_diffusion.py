@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from tinydiff import checkpoint
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, array_module, captured, device_of, to_device, to_numpy
+from tinydiff.backend import Array, array_module, beside, captured, to_device, to_numpy
 from tinydiff.diffusion import (
     Sampling,
     Schedule,
@@ -32,6 +32,7 @@ from tinydiff.diffusion import (
 )
 from tinydiff.diffusion.samplers import Denoise
 from tinydiff.files import PathLike
+from tinydiff.models.trained import load_trained
 from tinydiff.nn import Module, UNet, UNetConfig
 from tinydiff.rng import Rng
 
@@ -42,11 +43,23 @@ SCHEDULES = {
     "scaled-linear": Schedule.scaled_linear,
     "scaled-linear-zero": lambda T: Schedule.scaled_linear(T).zero_terminal_snr(),
 }
+
 TARGETS = ("eps", "x0", "v")
 WEIGHTINGS = ("plain", "min-snr", "vlb")
 USUAL_SAMPLING = Sampling()
 USUAL_GUIDANCE = 1.5
 """Enough for a model trained for minutes to draw what it is asked for, little enough to keep its samples varied."""
+
+
+def schedule_for(name: str, T: int, target: str) -> Schedule:
+    """The schedule of this name, for a network that predicts the target.
+
+    Raises ValueError where it ends without signal and the target is "eps", which does not tell x_0 there.
+    """
+    schedule = SCHEDULES[name](T)
+    if target == "eps" and schedule.alpha_bar[-1] == 0:
+        raise ValueError(f"the schedule {name!r} ends without signal: the target must be v or x0, got eps")
+    return schedule
 
 
 @dataclass(frozen=True)
@@ -102,11 +115,6 @@ class PixelDiffusionConfig:
         return cls(**fields | {"unet": UNetConfig(**fields["unet"])})
 
 
-def _beside(array: Array | None, x: Array) -> Array | None:
-    """An array, if there is one, on the device of another."""
-    return None if array is None else to_device(array, device_of(x))
-
-
 class PixelDiffusion(Module):
     """A U-Net that turns noise into images: its training loss (Algorithm 1) and its samplers.
 
@@ -120,11 +128,7 @@ class PixelDiffusion(Module):
         self.config = config
         outputs = 2 * config.unet.channels if config.learned_variance else None
         self.unet = UNet(dataclasses.replace(config.unet, outputs=outputs), rng)
-        self.schedule = SCHEDULES[config.schedule](config.T)
-        if config.target == "eps" and self.schedule.alpha_bar[-1] == 0:
-            raise ValueError(
-                f"the schedule {config.schedule!r} ends without signal: the target must be v or x0, got eps"
-            )
+        self.schedule = schedule_for(config.schedule, config.T, config.target)
 
     @classmethod
     def load(cls, path: PathLike) -> Self:
@@ -132,17 +136,14 @@ class PixelDiffusion(Module):
 
         path: the checkpoint, or the folder it is in. Raises CheckpointError if it cannot be read.
         """
-        arrays, meta = checkpoint.load(path, cls.kind)
-        model = cls(PixelDiffusionConfig.from_dict(meta["config"]), Rng(0))
-        model.load_state_dict(checkpoint.part("ema", arrays))
-        return model.eval()
+        return load_trained(path, cls.kind, lambda fields: cls(PixelDiffusionConfig.from_dict(fields), Rng(0)))
 
     def __call__(self, x_t: Array, t: Array, label: Array | None = None, rng: Rng | None = None) -> Tensor:
         """The network's output for x_t (B, H, W, C) at the times t (B,); a label of -1, or None, is no label.
 
         A model with unet.extra takes its second images in the channels after those of x_t, or else sees zeros.
         """
-        t, label, unet = _beside(t, x_t), _beside(label, x_t), self.config.unet
+        t, label, unet = beside(t, x_t), beside(label, x_t), self.config.unet
         if not unet.extra:
             return self.unet(Tensor(x_t), t, label, rng=rng)
         if x_t.shape[-1] == unet.channels:
@@ -179,7 +180,7 @@ class PixelDiffusion(Module):
         if self.config.weighting == "min-snr":
             weight = per_sample(min_snr_weight(t, self.schedule, target=target), x_0)
         bound = variance_bound_arrays(x_0, t, self.schedule, target) if self.config.learned_variance else ()
-        return x_t, _beside(t, x_0), wanted, _beside(label, x_0), weight, *bound
+        return x_t, beside(t, x_0), wanted, beside(label, x_0), weight, *bound
 
     def loss_of(
         self,
@@ -235,10 +236,12 @@ class PixelDiffusion(Module):
 
         label: the class, or one for each image, or None. guidance: by default USUAL_GUIDANCE with labels; 1, which is
         none, without. Raises ValueError for a label out of range or asked of a model without classes, and for guidance
-        without a label to move towards.
+        that is not finite, or without a label to move towards.
         """
         if guidance is None:
             guidance = 1.0 if label is None else USUAL_GUIDANCE
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {guidance}")
         if guidance != 1 and label is None:
             classes = self.config.unet.classes
             what = "a label to move towards" if classes else "a model with classes; this one was trained without labels"
@@ -264,7 +267,7 @@ class PixelDiffusion(Module):
         def network(x_t: Array, t: Array) -> Array:
             return model(x_t if shown is None else array_module(x_t).concatenate([x_t, shown], axis=-1), t).data
 
-        return denoiser(lambda x_t, t: network(x_t, _beside(t, x_t)), self.schedule, self.config.target, clip, learned)
+        return denoiser(lambda x_t, t: network(x_t, beside(t, x_t)), self.schedule, self.config.target, clip, learned)
 
     def _checked(self, label: Array | None, n: int) -> np.ndarray | None:
         """The labels on the host, after a check of their number and range."""

@@ -44,9 +44,12 @@ class PixelInpainting(PixelDiffusion):
         model = cls(dataclasses.replace(base.config, unet=unet), Rng(0))
         weights = base.state_dict()
         kernel = weights["unet.conv_in.weight"]
-        by_pixel = kernel.reshape(*kernel.shape[:2], unet.patch**2, unet.channels, -1)  # of each patch
-        padded = np.pad(by_pixel, [(0, 0), (0, 0), (0, 0), (0, unet.extra), (0, 0)])
-        weights["unet.conv_in.weight"] = padded.reshape(*kernel.shape[:2], -1, kernel.shape[3])
+        by_pixel = kernel.reshape(*kernel.shape[:2], unet.patch**2, -1, kernel.shape[3])  # of each patch
+        new = np.zeros((*by_pixel.shape[:3], unet.extra, kernel.shape[3]), kernel.dtype)
+        of_x_t, of_waves = np.split(by_pixel, [unet.channels], axis=3)  # unet.fourier's come after the second image
+        weights["unet.conv_in.weight"] = np.concatenate([of_x_t, new, of_waves], axis=3).reshape(
+            *kernel.shape[:2], -1, kernel.shape[3]
+        )
         model.load_state_dict(weights)
         return model
 

@@ -1,0 +1,29 @@
+"""From a checkpoint to a model that is ready for use: what each model's `load` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from tinydiff import checkpoint
+from tinydiff.checkpoint import CheckpointError
+from tinydiff.files import PathLike
+from tinydiff.nn import Module
+
+M = TypeVar("M", bound=Module)
+
+
+def load_trained(path: PathLike, kind: str, make: Callable[[dict[str, Any]], M]) -> M:
+    """The model in a checkpoint, with the averaged weights (EMA), ready to be used.
+
+    path: see `checkpoint.find`. make: gives the model, whatever its weights, of what dataclasses.asdict made of its
+    configuration. Raises CheckpointError as `checkpoint.load` does, and for a configuration or weights that do not fit,
+    as another version of tinydiff may have written.
+    """
+    arrays, meta = checkpoint.load(path, kind)
+    try:
+        model = make(meta["config"])
+        model.load_state_dict(checkpoint.part("ema", arrays))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint.find(path)} does not fit this version of tinydiff: {error}") from error
+    return model.eval()
