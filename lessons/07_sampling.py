@@ -238,7 +238,8 @@ for steps in few:
     ]
     for curve, x in zip(curves.values(), samples, strict=True):
         curve.append(off_the_arm(x))
-    print(f"T = {steps:4}:", ", ".join(f"{name} {curve[-1]:.3f}" for name, curve in curves.items()))
+    too, beta_t, tilde = (curve[-1] for curve in curves.values())
+    print(f"T = {steps:4}: beta_t and noise at t = 1 too {too:.3f}, beta_t {beta_t:.3f}, beta_tilde_t {tilde:.3f}")
 truth = off_the_arm(data.draw(20 * n, Rng(4)).x)
 
 figure, axis = plt.subplots(figsize=(7, 4))
