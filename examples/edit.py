@@ -65,8 +65,7 @@ def main() -> None:
     """Edit, and save the picture."""
     options = parse()
     file = checkpoint.find(options.run)
-    out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "edited.png"
-    cli.check_writable(out)
+    out = cli.output(options.out, file, "edited.png")
     if options.n < 2:
         raise ValueError(f"--n must be at least 2, got {options.n}")
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):

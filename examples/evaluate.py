@@ -97,17 +97,13 @@ def main() -> None:
         rng = Rng(options.seed)
         training, test = (signed(mnist.load(options.data, split), rng.at(CHOICE)) for split in ("train", "test"))
         judge = Classifier.load(options.classifier)
-        samples = load_array(options.run)
+        samples, file = load_array(options.run), checkpoint.find(options.run)
+        out = cli.output(options.out, file, "nearest.png")
         if samples is None:
-            file = checkpoint.find(options.run)
-            out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "nearest.png"
-            cli.check_writable(out)
             model = PixelDiffusion.load(file)
             check_fits(judge, test[0], model.config.size, options.train_on_samples and not model.config.unet.classes)
             samples = draw(model, how, options, rng.at(SAMPLES))
         else:
-            out = options.out or options.run.with_name("nearest.png")
-            cli.check_writable(out)
             check_fits(judge, test[0], samples[0].shape[1:3], options.train_on_samples and samples[1] is None)
         n = min(options.n, len(samples[0]), len(test[0]), len(training[0]))
         if n < FEWEST:

@@ -102,8 +102,7 @@ def main() -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
     file = checkpoint.find(options.run)
     _, meta = checkpoint.load(file, PixelDiffusion.kind)
-    out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "bits.png"
-    cli.check_writable(out)
+    out = cli.output(options.out, file, "bits.png")
     data = options.data or meta.get("about", {}).get("data", "full")
     digits = some(mnist.load(data, "test"), options.n, Rng(options.seed).at(0))
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):

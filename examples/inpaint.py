@@ -68,8 +68,7 @@ def main() -> None:
     """Paint, and save the picture."""
     options = parse()
     file = checkpoint.find(options.run)
-    out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "inpainted.png"
-    cli.check_writable(out)
+    out = cli.output(options.out, file, "inpainted.png")
     if options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):

@@ -82,9 +82,9 @@ def main() -> None:
         options.sampler, options.steps, options.spacing, options.eta, options.variance, clip=not options.no_clip
     )
     file = checkpoint.find(options.run)
-    out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "grid.png"
-    for path in filter(None, (out, options.save_array)):
-        cli.check_writable(path)
+    out = cli.output(options.out, file, "grid.png")
+    if options.save_array:
+        cli.check_writable(options.save_array)
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
         model = PixelDiffusion.load(file)
         rng = Rng(options.seed)

@@ -48,8 +48,8 @@ def main() -> None:
     """Draw the sounds, and save them and their picture."""
     options = parse()
     file = checkpoint.find(options.run)
-    out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "sounds"
-    cli.check_writable(out / "sounds.png")
+    picture = cli.output(options.out / "sounds.png" if options.out else None, file, "sounds/sounds.png")
+    out = picture.parent
     with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
         model = DiffWave.load(file)
         if options.note is not None and options.note not in (names := model.config.class_names):
@@ -61,8 +61,8 @@ def main() -> None:
     rate = model.config.rate
     for i, (samples, title) in enumerate(zip(waves, titles, strict=True)):
         audio.write_wav(out / f"{i:02d}-{title.replace(' ', '-')}.wav", samples, rate)
-    spectrum.pictures(out / "sounds.png", waves[:24], titles[:24], rate)
-    print(f"{len(waves)} sounds in {out}; what they look like: {out / 'sounds.png'}")
+    spectrum.pictures(picture, waves[:24], titles[:24], rate)
+    print(f"{len(waves)} sounds in {out}; what they look like: {picture}")
     if notes := [name for name in model.config.class_names if audio.is_note(name)]:
         print(heard(np.stack(waves), titles, notes, rate))
 

@@ -69,6 +69,16 @@ def test_folders(tmp_path, monkeypatch):
         cli.new_folder("runs/toy-2", default)
 
 
+def test_output(tmp_path, monkeypatch):
+    """As chosen; beside a run's checkpoint; never within the package."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "run" / checkpoint.NAME
+    assert cli.output(pathlib.Path("here/a.png"), file, "grid.png") == pathlib.Path("here/a.png")
+    assert pathlib.Path("here").is_dir()
+    assert cli.output(None, file, "grid.png") == tmp_path / "run" / "grid.png"
+    assert cli.output(None, checkpoint.SHIPPED / "mnist.npz", "grid.png") == pathlib.Path("grid.png")
+
+
 def test_writable(tmp_path):
     cli.check_writable(tmp_path / "new" / "folder" / "file.png")
     assert (tmp_path / "new" / "folder").is_dir() and not any((tmp_path / "new" / "folder").iterdir())

@@ -115,6 +115,16 @@ def check_writable(path: PathLike) -> None:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def output(chosen: pathlib.Path | None, file: pathlib.Path, name: str) -> pathlib.Path:
+    """Where a program writes: the path that was chosen, else this name beside a checkpoint, or here if it is shipped.
+
+    file: the checkpoint. Raises OSError now if nothing can be written there.
+    """
+    path = chosen or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / name
+    check_writable(path)
+    return path
+
+
 def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """The items, with a progress bar on stderr that disappears when they are through."""
     from tqdm import tqdm
