@@ -18,7 +18,6 @@ The same table has a column for real test images, measured as if a model had dra
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import tempfile
 import zipfile
@@ -44,7 +43,7 @@ SURE = 0.9
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "run", metavar="RUN", type=pathlib.Path, help="a run's folder, a shipped model (mnist), or an array of samples"
     )
@@ -77,7 +76,7 @@ def parse() -> argparse.Namespace:
         help="the judge: a run of classify_mnist.py",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(parser)
     parser.add_argument("--out", type=pathlib.Path, metavar="PNG", help="pairs (default: nearest.png in the run)")
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="drawn at once (default: %(default)s)")
     return parser.parse_args()
@@ -89,15 +88,13 @@ def main() -> None:
     if options.n < 20 or options.batch_size < 1:
         raise ValueError(f"--n must be at least 20 and --batch-size 1, got {options.n} and {options.batch_size}")
     how = Sampling(options.sampler, options.steps)
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         rng = Rng(options.seed)
         training, test = (signed(mnist.load(options.data, split), rng.at(CHOICE)) for split in ("train", "test"))
         judge = Classifier.load(options.classifier)
         samples = load_array(options.run)
         if samples is None:
-            file = checkpoint.find(options.run)
-            out = options.out or (pathlib.Path() if file.parent == checkpoint.SHIPPED else file.parent) / "nearest.png"
-            cli.check_writable(out)
+            file, out = cli.model_and_output(options.run, options.out, "nearest.png")
             samples = draw(PixelDiffusion.load(file), how, options, rng.at(SAMPLES))
         else:
             out = options.out or options.run.with_name("nearest.png")
