@@ -142,11 +142,13 @@ def test_resumed_it_ends_in_the_same_bits(ask, capsys, flags):
 
 
 def test_minutes_become_steps(ask):
-    training, _ = fit(ask("--minutes", 1e-4))
+    training, _ = fit(ask("--minutes", 1e-4, usual=Recipe(steps=4321)))
     about = checkpoint.load("runs/toy", "toy")[1]["about"]
-    assert training.step == training.settings.steps == about["steps"] >= 1
+    assert 4321 != training.step == training.settings.steps == about["steps"] >= 1
     with pytest.raises(ValueError, match="more than 0, got -1"):
         fit(ask("--minutes", -1))
+    with pytest.raises(ValueError, match="at least 0, got 1 and -2"):
+        fit(ask("--save-every", -2))
 
 
 def test_the_progress_bar_counts_in_the_programs_unit(ask, capsys):

@@ -85,9 +85,7 @@ def start_or_resume(options: argparse.Namespace, usual: R, default: str, kind: s
     """The run that the flags ask for: a new one, or with --resume the one in that folder, or in the latest.
 
     usual: the recipe whose fields the given flags replace. default: the folder of a run, see `cli.new_folder`. kind: of
-    the model.
-
-    Raises ValueError if a new run's folder holds one already, or for flags that a resumed run cannot take;
+    the model. Raises ValueError if a new run's folder holds one already, or for flags that a resumed run cannot take;
     OSError where nothing can be written; CheckpointError if there is nothing to resume.
     """
     given = {name: value for name, value in vars(options).items() if value is not None and name not in FREE}
