@@ -293,7 +293,7 @@ axis.axhline(1, color=RED, lw=2, ls="--", label=r"$L_\mathrm{simple}$: 1")
 axis.set(xlabel="t", title=r"weight of $\Vert\varepsilon - \varepsilon_\theta\Vert^2$ (linear schedule)")
 axis.legend(frameon=False)
 save(figure, "05_weights.png")
-print(f"the bound weighs t = 2 {weights[0] / weights[-1]:.0f} times as much as t = T; L_simple as much")
+print(f"weight at t = 2 over weight at t = T: {weights[0] / weights[-1]:.0f} in the bound, 1 in L_simple")
 
 # %% [markdown]
 # ![weights](out/05_weights.png)
