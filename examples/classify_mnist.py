@@ -11,12 +11,11 @@ classifier that the package brings along, which judges what diffusion models dra
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 
 import numpy as np
 
-from tinydiff import backend, checkpoint, cli, image
+from tinydiff import checkpoint, cli, image
 from tinydiff.data import mnist
 from tinydiff.files import atomic_file
 from tinydiff.models.classifier import Classifier, ClassifierConfig, reading_loss
@@ -29,7 +28,7 @@ WEIGHTS, ORDER, NOISE = range(3)
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "--data", default="embedded", help="embedded (default), full, fashion, or a folder of IDX files"
     )
@@ -37,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal bits")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(parser)
     parser.add_argument("--out", metavar="DIR", help="default: runs/classify, or a new runs/classify-2, ...")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped, with its own settings")
     return parser.parse_args()
@@ -46,10 +45,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Train, or go on with a run, then test."""
     options = parse()
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         if options.resume is None:
             folder = cli.new_folder(options.out, "runs/classify")
-            cli.check_writable(folder / checkpoint.NAME)
             settings = TrainSettings(options.steps, options.lr, weight_decay=0.05, ema_decay=0.99)
             about = {"data": options.data, "batch_size": options.batch_size, "seed": options.seed}
             run(settings, about, folder)

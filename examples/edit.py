@@ -13,7 +13,6 @@ picture file of the model's size.
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 
 import numpy as np
@@ -27,7 +26,7 @@ from tinydiff.rng import Rng
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "run", metavar="RUN", type=pathlib.Path, help="folder of a training run, or a shipped model: mnist"
     )
@@ -48,7 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, metavar="S", help="how strongly, with --label (E35)")
     parser.add_argument("--data", default="embedded", help="where test digits come from (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(parser)
     parser.add_argument("--out", type=pathlib.Path, metavar="PNG", help="default: edited.png in the run")
     return parser.parse_args()
 
@@ -68,7 +67,7 @@ def main() -> None:
     out = cli.output(options.out, file, "edited.png")
     if options.n < 2:
         raise ValueError(f"--n must be at least 2, got {options.n}")
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         model = PixelDiffusion.load(file)
         options.steps = Sampling(steps=options.steps).steps_of(model.schedule.T)
         names = [options.image] if options.to is None else [options.image, options.to]

@@ -19,7 +19,6 @@ what is the best to hope for.
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import tempfile
 import zipfile
@@ -48,7 +47,7 @@ SURE = 0.9
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "run", metavar="RUN", type=pathlib.Path, help="a run's folder, a shipped model (mnist), or an array of samples"
     )
@@ -81,7 +80,7 @@ def parse() -> argparse.Namespace:
         help="the judge: a run of classify_mnist.py",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(parser)
     parser.add_argument("--out", type=pathlib.Path, metavar="PNG", help="pairs (default: nearest.png in the run)")
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="drawn at once (default: %(default)s)")
     return parser.parse_args()
@@ -93,7 +92,7 @@ def main() -> None:
     if options.n < FEWEST or options.batch_size < 1:
         raise ValueError(f"--n must be at least {FEWEST} and --batch-size 1, got {options.n} and {options.batch_size}")
     how = Sampling(options.sampler, options.steps)
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         rng = Rng(options.seed)
         training, test = (signed(mnist.load(options.data, split), rng.at(CHOICE)) for split in ("train", "test"))
         judge = Classifier.load(options.classifier)

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import pathlib
 from collections.abc import Iterator
 
@@ -48,7 +47,7 @@ NAMES = {"learned": "learned", "posterior": "beta_tilde_t", "beta": "beta_t"}
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "run", metavar="RUN", type=pathlib.Path, help="folder of a training run, or a shipped model: mnist"
     )
@@ -70,7 +69,7 @@ def parse() -> argparse.Namespace:
         help="tell the model which class each image is of (default: if it knows classes)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(parser)
     parser.add_argument("--out", type=pathlib.Path, metavar="PNG", help="the picture (default: bits.png in the run)")
     return parser.parse_args()
 
@@ -105,7 +104,7 @@ def main() -> None:
     out = cli.output(options.out, file, "bits.png")
     data = options.data or meta.get("about", {}).get("data", "full")
     digits = some(mnist.load(data, "test"), options.n, Rng(options.seed).at(0))
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         model = PixelDiffusion.load(file)
         with_labels = _with_labels(model, options.labels)
         check_fits(model, digits)

@@ -13,7 +13,6 @@ masked images in training, and needs --steps steps. The picture shows the image,
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 from collections.abc import Iterator
 
@@ -29,7 +28,7 @@ from tinydiff.rng import Rng
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "run", metavar="RUN", type=pathlib.Path, help="folder of a training run, or a shipped model: mnist"
     )
@@ -59,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, metavar="S", help="how strongly, with --label (E35)")
     parser.add_argument("--data", default="embedded", help="where test digits come from (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(parser)
     parser.add_argument("--out", type=pathlib.Path, metavar="PNG", help="default: inpainted.png in the run")
     return parser.parse_args()
 
@@ -71,7 +70,7 @@ def main() -> None:
     out = cli.output(options.out, file, "inpainted.png")
     if options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         kind = PixelInpainting if checkpoint.kind_of(file) == PixelInpainting.kind else PixelDiffusion
         model = kind.load(file)
         size, channels = model.config.size, model.config.unet.channels

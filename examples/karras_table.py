@@ -59,7 +59,7 @@ class Settings:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "--data", default="embedded", help="embedded (default), full, fashion, or a folder of IDX files"
     )
@@ -70,19 +70,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal bits")
     parser.add_argument(
         "--evaluations",
-        type=_numbers,
+        type=cli.integers,
         default=(5, 9, 17, 35),
         metavar="N,N,...",
         help="network evaluations an image, odd numbers from 3 on (default: 5,9,17,35)",
     )
     parser.add_argument("--n", type=int, default=300, metavar="N", help="images to judge by (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(parser)
     parser.add_argument("--out", default="runs/karras", metavar="DIR", help="folder of the run (default: %(default)s)")
     return parser.parse_args()
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(","))
 
 
 def main() -> None:
@@ -96,7 +92,7 @@ def main() -> None:
     cli.check_writable(folder / "table.png")
     data = os.path.abspath(options.data) if os.path.isdir(options.data) else options.data
     settings = Settings(data, *(getattr(options, field.name) for field in dataclasses.fields(Settings)[1:]))
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         digits = mnist.load(data)
         quality = Quality(digits.images)  # raises before any training for images that the classifier cannot read
         models = {column: trained(column, settings, digits, folder / column) for column in COLUMNS}

@@ -12,7 +12,6 @@ Equal seeds give equal digits. The model's averaged weights (EMA) are used, whic
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 
 import numpy as np
@@ -28,7 +27,7 @@ from tinydiff.rng import Rng
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "run", metavar="RUN", type=pathlib.Path, help="folder of a training run, or a shipped model: mnist"
     )
@@ -66,7 +65,7 @@ def parse() -> argparse.Namespace:
         help=f"1 is none, 3 strong (E35; default: {USUAL_GUIDANCE} if the model knows classes)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(parser)
     parser.add_argument("--out", type=pathlib.Path, metavar="PNG", help="the picture (default: grid.png in the run)")
     parser.add_argument("--save-array", type=pathlib.Path, metavar="NPZ", help="also save the samples as an array")
     parser.add_argument("--batch-size", type=int, default=250, metavar="N", help="drawn at once (default: %(default)s)")
@@ -85,7 +84,7 @@ def main() -> None:
     out = cli.output(options.out, file, "grid.png")
     if options.save_array:
         cli.check_writable(options.save_array)
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         model = PixelDiffusion.load(file)
         rng = Rng(options.seed)
         sizes = [min(options.batch_size, options.n - start) for start in range(0, options.n, options.batch_size)]

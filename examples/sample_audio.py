@@ -12,7 +12,6 @@ sounds. The model's averaged weights (EMA) are used.
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 
 import numpy as np
@@ -27,7 +26,7 @@ from tinydiff.rng import Rng
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder of a training run, or a shipped model")
     parser.add_argument("--n", type=int, default=8, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--note", metavar="NAME", help="which class to draw, such as A4 (default: all, in turn)")
@@ -39,7 +38,7 @@ def parse() -> argparse.Namespace:
         "--guidance", type=float, default=1.0, metavar="S", help="1 is none (E35; default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(parser)
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="where to write (default: sounds in the run)")
     return parser.parse_args()
 
@@ -50,7 +49,7 @@ def main() -> None:
     file = checkpoint.find(options.run)
     picture = cli.output(options.out / "sounds.png" if options.out else None, file, "sounds/sounds.png")
     out = picture.parent
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         model = DiffWave.load(file)
         if options.note is not None and options.note not in (names := model.config.class_names):
             raise ValueError(f"this model knows {', '.join(names) or 'no classes'}; got --note {options.note}")

@@ -9,7 +9,6 @@ Equal seeds give equal samples. The model's averaged weights (EMA) are used.
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 
 import numpy as np
@@ -22,12 +21,12 @@ from tinydiff.rng import Rng
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("run", metavar="RUN", type=pathlib.Path, help="folder of a training run")
     parser.add_argument("--n", type=int, default=64, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--steps", type=int, metavar="N", help="default: all T of the model")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(parser)
     parser.add_argument("--out", metavar="PNG", type=pathlib.Path, help="default: grid.png in the folder of the run")
     parser.add_argument("--save-array", metavar="NPZ", type=pathlib.Path, help="also write the array `samples`")
     return parser.parse_args()
@@ -38,7 +37,7 @@ def main() -> None:
     options = parse()
     folder = options.run if options.run.is_dir() else options.run.parent
     out = options.out or folder / "grid.png"
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         model = BinomialDiffusion.load(options.run)
         for path in filter(None, (out, options.save_array)):
             cli.check_writable(path)

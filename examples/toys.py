@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -58,7 +57,7 @@ class ToyModel(MLP):
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("figure", nargs="?", default="moons", choices=toys.TOYS, help="default: %(default)s")
     how = parser.add_argument_group("how to train")
     how.add_argument("--steps", type=int, default=2000, metavar="N", help="gradient steps (default: %(default)s)")
@@ -80,7 +79,7 @@ def parse() -> argparse.Namespace:
         help="1 is none, more exaggerates the label (E35; default: 1)",
     )
     where = parser.add_argument_group("where")
-    where.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(where)
     where.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/toys, or a new runs/toys-2, ...)")
     where.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped, as it was set to train")
     return parser.parse_args()
@@ -93,10 +92,9 @@ def main() -> None:
         raise ValueError(f"--n must be at least 1, got {options.n}")
     if not math.isfinite(options.guidance):
         raise ValueError(f"--guidance must be a finite number, got {options.guidance}")
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         if options.resume is None:
             folder = cli.new_folder(options.out, "runs/toys")
-            cli.check_writable(folder / checkpoint.NAME)
             settings = TrainSettings(options.steps, options.lr, warmup=50, betas=(0.9, 0.99), ema_decay=0.99)
             names = ("figure", "batch_size", "timesteps", "width", "seed")
             run(settings, {name: getattr(options, name) for name in names}, folder, options)
@@ -133,7 +131,7 @@ def run(
         training.restore(*saved)
     print(f"{about['figure']}: {POINTS:,} points, {model.count_parameters():,} parameters; the run is in {folder}")
     resume_with = cli.command(__file__, "--resume", folder)
-    train(training, loss_at, rng.at(NOISE), batch_size=about["batch_size"], resume_with=resume_with)
+    train(training, loss_at, rng.at(NOISE), batch_size=about["batch_size"], resume_with=resume_with, unit="points")
     image.loss_curve(folder / "loss.png", range(1, training.step + 1), training.losses.tolist())
     with training.ema.applied():
         draw(model, schedule, data, rng.at(SAMPLES), options, folder)

@@ -14,15 +14,13 @@ bound.png (how many bits each step of the diffusion costs), and checkpoint.npz, 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
-import os
 import pathlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from tinydiff import backend, checkpoint, cli, image
+from tinydiff import backend, cli, image, program
 from tinydiff.backend import Array
 from tinydiff.data import mnist
 from tinydiff.data.augment import random_shift
@@ -32,8 +30,9 @@ from tinydiff.diffusion import last
 from tinydiff.files import atomic_file
 from tinydiff.models import BinomialDiffusion, BinomialDiffusionConfig
 from tinydiff.nn import UNetConfig
+from tinydiff.program import Run, fit
 from tinydiff.rng import Rng
-from tinydiff.train import Training, TrainSettings, steps_in, train
+from tinydiff.train import TrainSettings
 from tinydiff.workers import DrawnLoss, Share
 
 WEIGHTS, ORDER, NOISE, PICTURES, BOUND = range(5)
@@ -91,7 +90,7 @@ def to_input(bits: np.ndarray) -> Array:
 
 def parse() -> argparse.Namespace:
     """The command line. Flags that a Recipe has are None unless given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("--data", help="heartbeat (default), embedded, full, fashion, or a folder with four IDX files")
     for flag, of, metavar, text in (
         ("--batch-size", int, "N", "samples a step"),
@@ -107,78 +106,35 @@ def parse() -> argparse.Namespace:
     steps = f"gradient steps (default: {HEARTBEAT.steps} for the heartbeat, {IMAGES.steps} for images)"
     length.add_argument("--steps", type=int, metavar="N", help=steps)
     length.add_argument("--minutes", type=float, metavar="M", help="as many steps as fit in about M minutes")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
-    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/binomial, or a new one)")
-    parser.add_argument("--sample-every", type=int, metavar="N", help="steps between samples (default: five a run)")
-    parser.add_argument(
-        "--save-every", type=float, default=30, metavar="S", help="seconds between checkpoints (default: 30)"
-    )
-    parser.add_argument(
-        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run that was stopped (default: the latest)"
-    )
+    program.add_run_flags(parser, "runs/binomial", "steps between samples (default: five a run)")
     return parser.parse_args()
 
 
 def main() -> None:
     """Train, or go on with a run, then draw the pictures and measure the bound."""
     options = parse()
-    given = {f.name: v for f in dataclasses.fields(Recipe) if (v := getattr(options, f.name, None)) is not None}
-    if os.path.isdir(given.get("data", "")):
-        given["data"] = os.path.abspath(given["data"])  # a run may be resumed from another folder
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
-        if options.resume is None:
-            folder = cli.new_folder(options.out, "runs/binomial")
-            cli.check_writable(folder / checkpoint.NAME)
-            usual = HEARTBEAT if given.get("data", "heartbeat") == "heartbeat" else IMAGES
-            run(dataclasses.replace(usual, **given), folder, options)
-        else:
-            fixed = [*given, *(name for name in ("minutes", "out") if getattr(options, name) is not None)]
-            if fixed:
-                flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
-                raise ValueError(f"a resumed run keeps its own settings: leave out {flags}, or start a new run")
-            folder = pathlib.Path(options.resume or cli.latest_folder("runs/binomial"))
-            arrays, meta = checkpoint.load(folder, BinomialDiffusion.kind)
-            run(Recipe(**meta["about"]), folder, options, (arrays, meta))
+    usual = HEARTBEAT if options.data in (None, "heartbeat") else IMAGES
+    with cli.on_device(options.device):
+        train(program.start_or_resume(options, usual, "runs/binomial", BinomialDiffusion.kind))
 
 
-def run(
-    recipe: Recipe, folder: pathlib.Path, options: argparse.Namespace, saved: tuple[dict, dict] | None = None
-) -> None:
-    """Train this recipe in this folder, from the start or from what its checkpoint holds; then pictures and bound."""
+def train(run: Run[Recipe]) -> None:
+    """Train by the recipe of this run; then draw the pictures and measure the bound."""
+    recipe, folder = run.recipe, run.folder
     rng = Rng(recipe.seed)
     bits = load(recipe.data, "train")
     model = BinomialDiffusion(recipe.model(bits.shape[1:]), rng.at(WEIGHTS))
     loss_at = loss_of(model, recipe, bits, rng.at(ORDER))
-    if options.minutes is not None:
-        steps = steps_in(options.minutes, model, loss_at, recipe.settings(), rng.at(NOISE), recipe.batch_size)
-        recipe = dataclasses.replace(recipe, steps=steps)
-    training = Training(model, recipe.settings(), folder / checkpoint.NAME, dataclasses.asdict(recipe))
-    if saved is not None:
-        training.restore(*saved)
-    print(
-        f"{len(bits):,} samples of {cli.short(recipe.data) if os.path.isdir(recipe.data) else recipe.data}, "
-        f"{model.count_parameters():,} parameters, device {backend.device()}, "
-        f"{'starting' if training.step == 0 else f'going on after step {training.step}'}; the run is in {folder}"
-    )
 
     def preview(step: int) -> None:
         samples = last(model.sample(40, rng.at(PICTURES), steps=min(20, recipe.timesteps)))
         image.save_png(folder / f"samples_{step:06d}.png", sheet(samples), scale=scale_of(bits))
 
-    train(
-        training,
-        loss_at,
-        rng.at(NOISE),
-        batch_size=recipe.batch_size,
-        resume_with=cli.command(__file__, "--resume", folder),
-        preview=preview,
-        preview_every=max(1, recipe.steps // 5) if options.sample_every is None else options.sample_every,
-        save_every=options.save_every,
-    )
+    what = f"{len(bits):,} samples of {cli.short(recipe.data)}"
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="samples", preview=preview, previews=5)
     with training.ema.applied():
         pictures(model, rng.at(PICTURES), folder, scale_of(bits))
         measure(model, bits, load(recipe.data, "test")[: recipe.measured], rng.at(BOUND), folder)
-    image.loss_curve(folder / "loss.png", range(1, training.step + 1), training.losses.tolist())
     print(f"The samples are in {folder / 'samples.png'}; how they came out of coin tosses: film_strip.png.")
     print(f"Draw more:\n  {cli.command(pathlib.Path(__file__).with_name('sample_binomial.py'), folder, '--n', 64)}")
 

@@ -13,23 +13,22 @@ model as it learns), then samples.png, samples/*.wav, loss.png, and checkpoint.n
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import pathlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tinydiff import backend, checkpoint, cli, image
+from tinydiff import backend, cli, program
 from tinydiff.backend import Array
 from tinydiff.data import audio, spectrum
 from tinydiff.data.loader import Batches
 from tinydiff.diffusion import Sampling, last
 from tinydiff.models import DiffWave, DiffWaveConfig
 from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS
+from tinydiff.program import Run, fit
 from tinydiff.rng import Rng
-from tinydiff.train import Training, TrainSettings, steps_in, train
+from tinydiff.train import TrainSettings
 from tinydiff.workers import DrawnLoss, Share
 
 WEIGHTS, ORDER, NOISE, PICTURES, NOTES = range(5)
@@ -92,7 +91,7 @@ class Recipe:
 
 def parse() -> argparse.Namespace:
     """The command line. Flags that a Recipe has are None unless given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
 
     def add(group: Any, flag: str, text: str, **how: Any) -> None:
         value = getattr(Recipe, flag[2:].replace("-", "_"))
@@ -113,93 +112,38 @@ def parse() -> argparse.Namespace:
     add(what, "--layers", "number of residual layers", type=int, metavar="N")
     add(what, "--cycle", "dilations 1, 2, ..., 2^(N - 1), and again", type=int, metavar="N")
     add(what, "--patch", "work on N samples at once, N times faster; 1 is the paper's", type=int, metavar="N")
-
-    how = parser.add_argument_group("how to train")
-    length = how.add_mutually_exclusive_group()
-    add(length, "--steps", "gradient steps", type=int, metavar="N")
-    length.add_argument("--minutes", type=float, metavar="M", help="as many steps as fit in about M minutes")
-    add(how, "--batch-size", "clips a step", type=int, metavar="N")
-    add(how, "--lr", "peak learning rate", type=float)
-    add(how, "--seed", "equal seeds give equal bits", type=int, metavar="N")
-
-    run = parser.add_argument_group("where")
-    run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
-    run.add_argument(
-        "--out", metavar="DIR", help="folder of the run (default: runs/diffwave, or a new runs/diffwave-2, ...)"
-    )
-    run.add_argument("--sample-every", type=int, metavar="N", help="steps between pictures (default: ten a run)")
-    run.add_argument(
-        "--save-every", type=float, default=30, metavar="S", help="seconds between checkpoints (default: 30)"
-    )
-    run.add_argument(
-        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run that was stopped (default: the latest)"
-    )
+    program.add_training_flags(parser, Recipe(), "clips")
+    program.add_run_flags(parser, "runs/diffwave", "steps between pictures (default: ten a run)")
     return parser.parse_args()
 
 
 def main() -> None:
     """Train, or go on with a run, then draw the final sounds."""
     options = parse()
-    given = {f.name: v for f in dataclasses.fields(Recipe) if (v := getattr(options, f.name, None)) is not None}
-    if os.path.isdir(given.get("data", "")):
-        given["data"] = os.path.abspath(given["data"])  # a run may be resumed from another folder
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
-        if options.resume is None:
-            folder = cli.new_folder(options.out, "runs/diffwave")
-            cli.check_writable(folder / checkpoint.NAME)
-            run(Recipe(**given), folder, options)
-        else:
-            fixed = [*given, *(name for name in ("minutes", "out") if getattr(options, name) is not None)]
-            if fixed:
-                flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
-                raise ValueError(f"a resumed run keeps its own settings: leave out {flags}, or start a new run")
-            folder = pathlib.Path(options.resume or cli.latest_folder("runs/diffwave"))
-            arrays, meta = checkpoint.load(folder, DiffWave.kind)
-            run(Recipe(**meta["about"]), folder, options, (arrays, meta))
+    with cli.on_device(options.device):
+        train(program.start_or_resume(options, Recipe(), "runs/diffwave", DiffWave.kind))
 
 
-def run(
-    recipe: Recipe, folder: pathlib.Path, options: argparse.Namespace, saved: tuple[dict, dict] | None = None
-) -> None:
-    """Train this recipe in this folder, from the start or from what its checkpoint holds, and draw the sounds."""
+def train(run: Run[Recipe]) -> None:
+    """Train by the recipe of this run, and draw the sounds."""
+    recipe, folder = run.recipe, run.folder
     rng = Rng(recipe.seed)
     clips = recipe.clips()
     model = DiffWave(recipe.model(clips), rng.at(WEIGHTS))
     loss_at = loss_of(model, recipe, clips, rng.at(ORDER))
-
-    if options.minutes is not None:
-        steps = steps_in(options.minutes, model, loss_at, recipe.settings(), rng.at(NOISE), recipe.batch_size)
-        recipe = dataclasses.replace(recipe, steps=steps)
-    training = Training(model, recipe.settings(), folder / checkpoint.NAME, dataclasses.asdict(recipe))
-    if saved is not None:
-        training.restore(*saved)
-    print(
-        f"{len(clips):,} clips of {recipe.length / recipe.rate:.2f} s, {len(clips.class_names)} classes; "
-        f"{model.count_parameters():,} parameters that see {model.config.receptive_field / recipe.rate:.2f} s, device "
-        f"{backend.device()}, {'starting' if training.step == 0 else f'going on after step {training.step}'}; the run "
-        f"is in {folder}"
-    )
+    seconds, seen = recipe.length / recipe.rate, model.config.receptive_field / recipe.rate
 
     def preview(step: int) -> None:
         waves, titles = sounds(model, clips, rng.at(PICTURES), steps=min(10, recipe.timesteps))
         spectrum.pictures(folder / f"samples_{step:06d}.png", waves, titles, recipe.rate)
 
-    train(
-        training,
-        loss_at,
-        rng.at(NOISE),
-        batch_size=recipe.batch_size,
-        resume_with=cli.command(__file__, "--resume", folder),
-        preview=preview,
-        preview_every=max(1, recipe.steps // 10) if options.sample_every is None else options.sample_every,
-        save_every=options.save_every,
-    )
+    what = f"{len(clips):,} clips of {seconds:.2f} s, {len(clips.class_names)} classes; the network sees {seen:.2f} s"
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="clips", preview=preview)
     with training.ema.applied():
         waves, titles = sounds(model, clips, rng.at(PICTURES), steps=min(50, recipe.timesteps))
     spectrum.pictures(folder / "samples.png", waves, titles, recipe.rate)
     for i, samples in enumerate(waves):
         audio.write_wav(folder / "samples" / f"{i:02d}.wav", samples, recipe.rate)
-    image.loss_curve(folder / "loss.png", range(1, training.step + 1), training.losses.tolist())
     print(f"The sounds are in {folder / 'samples'}; what they look like: {folder / 'samples.png'}.")
     more = {"none": (), "label": ("--note", clips.class_names[-1]), "mel": ("--mel-of", folder / "samples" / "00.wav")}
     script = pathlib.Path(__file__).with_name("sample_audio.py")

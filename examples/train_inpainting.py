@@ -13,14 +13,12 @@ samples.png, loss.png and checkpoint.npz, for inpaint.py.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import pathlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from tinydiff import backend, checkpoint, cli, image
+from tinydiff import backend, cli, image, program
 from tinydiff.backend import Array
 from tinydiff.data import mnist
 from tinydiff.data.loader import Batches
@@ -28,8 +26,9 @@ from tinydiff.data.masks import random_masks
 from tinydiff.diffusion import Sampling, last
 from tinydiff.models import PixelDiffusion, PixelDiffusionConfig, PixelInpainting
 from tinydiff.models.pixel_inpainting import shown
+from tinydiff.program import Run, fit
 from tinydiff.rng import Rng
-from tinydiff.train import Training, TrainSettings, train
+from tinydiff.train import TrainSettings
 from tinydiff.workers import DrawnLoss, Share
 
 ORDER, NOISE, PICTURES = range(3)
@@ -54,88 +53,47 @@ class Recipe:
 
 def parse() -> argparse.Namespace:
     """The command line. Flags that a Recipe has are None unless given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    d = Recipe()
+    parser = cli.parser(__doc__)
     what = parser.add_argument_group("what to train")
     what.add_argument("base", metavar="RUN", nargs="?", help="folder of a training run, or a shipped model: mnist")
-    what.add_argument("--data", help=f"embedded, full, fashion, or a folder with the IDX files (default: {d.data})")
-    what.add_argument("--steps", type=int, metavar="N", help=f"gradient steps (default: {d.steps})")
-    what.add_argument("--batch-size", type=int, metavar="N", help=f"images a step (default: {d.batch_size})")
-    what.add_argument("--lr", type=float, help=f"peak learning rate (default: {d.lr})")
-    what.add_argument("--seed", type=int, metavar="N", help=f"equal seeds give equal bits (default: {d.seed})")
-    run = parser.add_argument_group("where")
-    run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
-    run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/inpainting, or a new ...-2, ...)")
-    run.add_argument("--sample-every", type=int, metavar="N", help="steps between sample grids (default: ten a run)")
-    run.add_argument(
-        "--save-every", type=float, default=30, metavar="S", help="seconds between checkpoints (default: 30)"
-    )
-    run.add_argument(
-        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run that was stopped (default: the latest)"
-    )
+    what.add_argument("--data", help="embedded, full, fashion, or a folder with the IDX files (default: embedded)")
+    program.add_training_flags(parser, Recipe(), "images")
+    program.add_run_flags(parser, "runs/inpainting", "steps between sample grids (default: ten a run)")
     return parser.parse_args()
 
 
 def main() -> None:
     """Fine-tune, or go on with a run."""
     options = parse()
-    given = {f.name: v for f in dataclasses.fields(Recipe) if (v := getattr(options, f.name)) is not None}
-    if os.path.isdir(given.get("data", "")):
-        given["data"] = os.path.abspath(given["data"])  # a run may be resumed from another folder
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
-        if options.resume is not None:
-            if fixed := [*given, *(["out"] if options.out is not None else [])]:
-                flags = ", ".join("RUN" if name == "base" else f"--{name.replace('_', '-')}" for name in fixed)
-                raise ValueError(f"a resumed run keeps its own settings: leave out {flags}, or start a new run")
-            folder = pathlib.Path(options.resume or cli.latest_folder("runs/inpainting"))
-            arrays, meta = checkpoint.load(folder, PixelInpainting.kind, resume=True)
-            model = PixelInpainting(PixelDiffusionConfig.from_dict(meta["config"]), Rng(0))
-            run(model, Recipe(**meta["about"]), folder, options, (arrays, meta))
-        elif options.base is None:
-            raise ValueError("name the trained model to start from: the folder of a run, or mnist, which is shipped")
-        else:
-            model = PixelInpainting.started_from(PixelDiffusion.load(options.base))
-            folder = cli.new_folder(options.out, "runs/inpainting")
-            cli.check_writable(folder / checkpoint.NAME)
-            run(model, Recipe(**given), folder, options)
+    if options.resume is None and options.base is None:
+        raise ValueError("name the trained model to start from: the folder of a run, or mnist, which is shipped")
+    if options.resume is not None and options.base is not None:
+        raise ValueError("a resumed run keeps its own settings: leave out RUN, or start a new run")
+    with cli.on_device(options.device):
+        train(program.start_or_resume(options, Recipe(), "runs/inpainting", PixelInpainting.kind))
 
 
-def run(
-    model: PixelInpainting,
-    recipe: Recipe,
-    folder: pathlib.Path,
-    options: argparse.Namespace,
-    saved: tuple[dict, dict] | None = None,
-) -> None:
-    """Train by this recipe in this folder, from the base model or from what its checkpoint holds; draw the pictures."""
+def train(run: Run[Recipe]) -> None:
+    """Train by the recipe of this run, from the base model or from what was saved, and draw the pictures."""
+    recipe, folder = run.recipe, run.folder
+    if run.saved is None:
+        model = PixelInpainting.started_from(PixelDiffusion.load(recipe.base))
+    else:
+        model = PixelInpainting(PixelDiffusionConfig.from_dict(run.saved[1]["config"]), Rng(0))
     rng = Rng(recipe.seed)
     digits, unseen = (mnist.load(recipe.data, split) for split in ("train", "test"))
     if digits.images.shape[1:] != model.config.size:
         raise ValueError(f"the model draws images of {model.config.size}, the data have {digits.images.shape[1:]}")
-    training = Training(model, recipe.settings(), folder / checkpoint.NAME, dataclasses.asdict(recipe))
-    if saved is not None:
-        training.restore(*saved)
-    print(
-        f"{len(digits):,} images, {model.count_parameters():,} parameters, device {backend.device()}, "
-        f"{'starting' if training.step == 0 else f'going on after step {training.step}'}; the run is in {folder}"
-    )
+
+    loss_at = loss_of(model, recipe, digits, rng.at(ORDER))
 
     def preview(step: int) -> None:
         image.save_png(folder / f"samples_{step:06d}.png", sheet(model, unseen, rng.at(PICTURES), steps=10), scale=2)
 
-    train(
-        training,
-        loss_of(model, recipe, digits, rng.at(ORDER)),
-        rng.at(NOISE),
-        batch_size=recipe.batch_size,
-        resume_with=cli.command(__file__, "--resume", folder),
-        preview=preview,
-        preview_every=max(1, recipe.steps // 10) if options.sample_every is None else options.sample_every,
-        save_every=options.save_every,
-    )
+    what = f"{len(digits):,} images"
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=preview)
     with training.ema.applied():
         image.save_png(folder / "samples.png", sheet(model, unseen, rng.at(PICTURES), steps=50, rows=6), scale=2)
-    image.loss_curve(folder / "loss.png", range(1, training.step + 1), training.losses.tolist())
     print(f"Test digits with hidden parts, painted: {folder / 'samples.png'}")
     script = pathlib.Path(__file__).with_name("inpaint.py")
     print(f"Paint more:\n  {cli.command(script, folder, 207, '--mask', 'bottom')}")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff import backend, checkpoint, cli, image
+from tinydiff import backend, cli, image, program
 from tinydiff.backend import Array
+from tinydiff.cli import integers
 from tinydiff.data import mnist
 from tinydiff.data.augment import random_shift
 from tinydiff.data.loader import Batches
@@ -33,8 +33,9 @@ from tinydiff.diffusion import Sampling, last
 from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, WEIGHTINGS
 from tinydiff.nn import UNetConfig
+from tinydiff.program import Run, fit
 from tinydiff.rng import Rng
-from tinydiff.train import Training, TrainSettings, steps_in, train
+from tinydiff.train import TrainSettings
 from tinydiff.workers import DrawnLoss, Share
 
 WEIGHTS, ORDER, NOISE, PICTURES = range(4)
@@ -139,7 +140,7 @@ RECIPES["likelihood"] = dataclasses.replace(RECIPES["shipped"], weighting="vlb",
 
 def parse() -> argparse.Namespace:
     """The command line. Flags that a Recipe has are None unless given."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     default = RECIPES["default"]
 
     def add(group: Any, flag: str, text: str, **how: Any) -> None:
@@ -162,97 +163,39 @@ def parse() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
     )
     add(what, "--base", "width of the U-Net's first level", type=int, metavar="N")
-    add(what, "--multipliers", "width of each level, over base", type=_numbers, metavar="N,N,...")
+    add(what, "--multipliers", "width of each level, over base", type=integers, metavar="N,N,...")
     add(what, "--blocks", "ResBlocks a level", type=int, metavar="N")
     add(what, "--patch", "work on patches of N x N pixels, N² times faster", type=int, metavar="N")
-
-    how = parser.add_argument_group("how to train")
-    add(what, "--fourier", "exponents of Fourier features of the image, for few bits", type=_numbers, metavar="N,N,...")
-    length = how.add_mutually_exclusive_group()
-    add(length, "--steps", "gradient steps", type=int, metavar="N")
-    length.add_argument("--minutes", type=float, metavar="M", help="as many steps as fit in about M minutes")
-    add(how, "--batch-size", "images a step", type=int, metavar="N")
-    add(how, "--lr", "peak learning rate", type=float)
-    add(how, "--seed", "equal seeds give equal bits", type=int, metavar="N")
-
-    run = parser.add_argument_group("where")
-    run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
-    run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/mnist, or a new runs/mnist-2, ...)")
-    run.add_argument("--sample-every", type=int, metavar="N", help="steps between sample grids (default: ten a run)")
-    run.add_argument(
-        "--save-every", type=float, default=30, metavar="S", help="seconds between checkpoints (default: 30)"
-    )
-    run.add_argument(
-        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run that was stopped (default: the latest)"
-    )
+    add(what, "--fourier", "exponents of Fourier features of the image, for few bits", type=integers, metavar="N,N,...")
+    program.add_training_flags(parser, default, "images")
+    program.add_run_flags(parser, "runs/mnist", "steps between sample grids (default: ten a run)")
     return parser.parse_args()
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(","))
 
 
 def main() -> None:
     """Train, or go on with a run, then draw the final pictures."""
     options = parse()
-    given = {f.name: v for f in dataclasses.fields(Recipe) if (v := getattr(options, f.name, None)) is not None}
-    if os.path.isdir(given.get("data", "")):
-        given["data"] = os.path.abspath(given["data"])  # a run may be resumed from another folder
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
-        if options.resume is None:
-            folder = cli.new_folder(options.out, "runs/mnist")
-            cli.check_writable(folder / checkpoint.NAME)
-            recipe = dataclasses.replace(RECIPES[options.recipe or "default"], **given)
-            run(recipe, folder, options)
-        else:
-            fixed = [*given, *(name for name in ("recipe", "minutes", "out") if getattr(options, name) is not None)]
-            if fixed:
-                flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
-                raise ValueError(f"a resumed run keeps its own settings: leave out {flags}, or start a new run")
-            folder = pathlib.Path(options.resume or cli.latest_folder("runs/mnist"))
-            arrays, meta = checkpoint.load(folder, PixelDiffusion.kind, resume=True)
-            run(Recipe(**meta["about"]), folder, options, (arrays, meta))
+    with cli.on_device(options.device):
+        train(program.start_or_resume(options, RECIPES[options.recipe or "default"], "runs/mnist", PixelDiffusion.kind))
 
 
-def run(
-    recipe: Recipe, folder: pathlib.Path, options: argparse.Namespace, saved: tuple[dict, dict] | None = None
-) -> None:
-    """Train this recipe in this folder, from the start or from what its checkpoint holds, and draw the pictures."""
+def train(run: Run[Recipe]) -> None:
+    """Train by the recipe of this run, and draw the pictures."""
+    recipe, folder = run.recipe, run.folder
     rng = Rng(recipe.seed)
     digits = mnist.load(recipe.data)
     model = PixelDiffusion(recipe.model(digits), rng.at(WEIGHTS))
     loss_at = loss_of(model, recipe, digits, rng.at(ORDER))
-
-    if options.minutes is not None:
-        steps = steps_in(options.minutes, model, loss_at, recipe.settings(), rng.at(NOISE), recipe.batch_size)
-        recipe = dataclasses.replace(recipe, steps=steps)
-    training = Training(model, recipe.settings(), folder / checkpoint.NAME, dataclasses.asdict(recipe))
-    if saved is not None:
-        training.restore(*saved)
-    print(
-        f"{len(digits):,} images of {cli.short(recipe.data) if os.path.isdir(recipe.data) else recipe.data}, "
-        f"{model.count_parameters():,} parameters, device {backend.device()}, "
-        f"{'starting' if training.step == 0 else f'going on after step {training.step}'}; the run is in {folder}"
-    )
 
     def preview(step: int) -> None:
         states = draw(model, rng.at(PICTURES), n=40, steps=min(10, recipe.timesteps))
         shown = last(states) if step > 0 else next(states)  # what has learned nothing leaves the noise as it is
         image.save_png(folder / f"samples_{step:06d}.png", image.grid(shown, columns=10), scale=2)
 
-    train(
-        training,
-        loss_at,
-        rng.at(NOISE),
-        batch_size=recipe.batch_size,
-        resume_with=cli.command(__file__, "--resume", folder),
-        preview=preview,
-        preview_every=max(1, recipe.steps // 10) if options.sample_every is None else options.sample_every,
-        save_every=options.save_every,
-    )
+    what = f"{len(digits):,} images of {cli.short(recipe.data)}"
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=preview)
     with training.ema.applied():
         pictures(model, rng.at(PICTURES), folder)
-    image.loss_curve(folder / "loss.png", range(1, training.step + 1), training.losses.tolist())
     print(f"The digits are in {folder / 'samples.png'}; how they came out of noise: film_strip.png, denoising.gif.")
     print(f"Draw more:\n  {cli.command(pathlib.Path(__file__).with_name('sample.py'), folder, '--n', 64)}")
 

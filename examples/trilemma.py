@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -70,7 +69,7 @@ class Result:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, or these arguments in its place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument(
         "--data", default="embedded", help="embedded (default), full, fashion, or a folder of IDX files"
     )
@@ -90,7 +89,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--classifier", default="classifier", metavar="RUN", help="the judge: a run of classify_mnist.py"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal bits")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+    cli.add_device(parser)
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("runs/trilemma"), metavar="DIR", help="pictures"
     )
@@ -104,7 +103,7 @@ def main() -> None:
         raise ValueError(f"--n must be at least 20, got {options.n}")
     out = pathlib.Path(options.out)
     cli.check_writable(out / "triangle.png")
-    with backend.use_device(options.device or os.environ.get("TINYDIFF_DEVICE", "auto")):
+    with cli.on_device(options.device):
         judge, diffusion = Classifier.load(options.classifier), PixelDiffusion.load(options.diffusion)
         digits = mnist.load(options.data)
         check_sizes(judge, diffusion, digits)

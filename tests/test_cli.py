@@ -48,7 +48,7 @@ def test_good_end_and_ctrl_c(capsys):
 
 
 def make_run(folder, when):
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / checkpoint.NAME).write_bytes(b"")
     os.utime(folder / checkpoint.NAME, (when, when))
 
@@ -65,8 +65,35 @@ def test_folders(tmp_path, monkeypatch):
     assert cli.new_folder(None, default) == pathlib.Path("runs/toy-3")
     assert cli.latest_folder(default) == pathlib.Path("runs/toy-2")
     assert cli.new_folder("runs/toy-9", default) == pathlib.Path("runs/toy-9")
+    assert cli.new_folder("elsewhere/a", default).is_dir()
     with pytest.raises(ValueError, match=r"runs/toy-2 holds a run already.*--resume runs/toy-2"):
         cli.new_folder("runs/toy-2", default)
+    pathlib.Path("file").write_text("in the way")
+    with pytest.raises(OSError, match="file is not a folder"):
+        cli.new_folder("file/run", default)
+
+
+def test_the_device_is_the_given_one_or_named_by_the_environment(monkeypatch):
+    flags = cli.parser("What it does.\n\n    as it is written")
+    cli.add_device(flags)
+    assert "What it does.\n\n    as it is written" in flags.format_help()
+    monkeypatch.setenv("TINYDIFF_DEVICE", "tpu")
+    with cli.on_device(flags.parse_args(["--device", "cpu"]).device) as device:
+        assert device == "cpu"
+    with pytest.raises(ValueError, match="tpu"), cli.on_device(flags.parse_args([]).device):
+        pass
+    monkeypatch.delenv("TINYDIFF_DEVICE")
+    with cli.on_device(None) as device:
+        assert device in ("cpu", "cuda")
+    with pytest.raises(SystemExit):
+        flags.parse_args(["--device", "tpu"])
+
+
+def test_integers():
+    assert cli.integers("1,-2,30") == (1, -2, 30)
+    for text in ("1,,2", "a", ""):
+        with pytest.raises(ValueError, match="invalid literal"):
+            cli.integers(text)
 
 
 def test_output(tmp_path, monkeypatch):

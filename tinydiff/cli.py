@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import itertools
 import os
 import pathlib
@@ -14,7 +16,7 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 
-from tinydiff import checkpoint, image
+from tinydiff import backend, checkpoint, image
 from tinydiff.backend import DeviceError
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.data import masks, mnist
@@ -45,17 +47,40 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def new_folder(chosen: str | None, default: str) -> pathlib.Path:
-    """The folder for a new run: the one that was chosen, else the default, or default-2, default-3, ...
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser of the command line whose --help begins with the program's docstring, as it is written."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    Raises ValueError if the chosen folder holds a run already: nothing is overwritten.
+
+def add_device(flags: argparse._ActionsContainer) -> None:
+    """Add --device to a parser, or to a group of flags; `on_device` takes what is given."""
+    flags.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: $TINYDIFF_DEVICE, else auto")
+
+
+def on_device(given: str | None) -> contextlib.AbstractContextManager[str]:
+    """The context in which new arrays are made on this device: given, or named by $TINYDIFF_DEVICE, or the best."""
+    return backend.use_device(given or os.environ.get("TINYDIFF_DEVICE", "auto"))
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """The value of a flag that takes "1,2,3"."""
+    return tuple(int(n) for n in text.split(","))
+
+
+def new_folder(chosen: str | None, default: str) -> pathlib.Path:
+    """Make the folder for a new run: the one that was chosen, else the default, or default-2, default-3, ...
+
+    Raises ValueError if the chosen folder holds a run already: nothing is overwritten. OSError if it is not writable.
     """
     if chosen is not None:
         if _saved_at(chosen):
             raise ValueError(f"{chosen} holds a run already; go on with it (--resume {chosen}) or choose another --out")
-        return pathlib.Path(chosen)
-    names = itertools.chain([default], (f"{default}-{number}" for number in itertools.count(2)))
-    return pathlib.Path(next(name for name in names if not _saved_at(name)))
+        folder = pathlib.Path(chosen)
+    else:
+        names = itertools.chain([default], (f"{default}-{number}" for number in itertools.count(2)))
+        folder = pathlib.Path(next(name for name in names if not _saved_at(name)))
+    check_writable(folder / checkpoint.NAME)
+    return folder
 
 
 def latest_folder(default: str) -> pathlib.Path:

@@ -68,6 +68,7 @@ class Trainable(Protocol):
     config: Any
 
     def parameters(self) -> dict[str, Parameter]: ...
+    def count_parameters(self) -> int: ...
     def state_dict(self) -> dict[str, np.ndarray]: ...
     def load_state_dict(self, state: Any) -> None: ...
     def train(self, mode: bool = True) -> Any: ...
@@ -175,13 +176,14 @@ def train(
     preview: Callable[[int], None] | None = None,
     preview_every: int = 0,
     save_every: float = 30.0,
+    unit: str = "images",
 ) -> None:
     """Train from the step reached so far to the last, showing progress and saving checkpoints.
 
     loss_at(step, rng, share): the loss of a share of a step's batch; it may be called in another process, a copy of
     this one as it was at the start. batch_size: items in a batch. resume_with: the command that resumes this run.
     preview(step): called with the averaged weights in place, at the start, every preview_every steps (0: never) and at
-    the end. save_every: seconds between checkpoints, 0 for every step.
+    the end. save_every: seconds between checkpoints, 0 for every step. unit: what the items are, for the progress bar.
 
     Ctrl-C ends the step, saves, and raises KeyboardInterrupt that says how to resume; a second one stops at once.
     Raises FloatingPointError, naming step and parameter, if loss, gradient or weights are not finite; the last good
@@ -192,7 +194,7 @@ def train(
     steps = training.settings.steps
     checkpoint.remove_leftovers(training.path)
     workers = training.workers(loss_at, rng, batch_size)
-    with _finite(training), workers, _interrupts() as stopped, _progress(training, batch_size) as show:
+    with _finite(training), workers, _interrupts() as stopped, _progress(training, batch_size, unit) as show:
         if training.step == 0:
             training.save()
             _show(training, preview)
@@ -235,8 +237,8 @@ def _show(training: Training, preview: Callable[[int], None] | None) -> None:
 
 
 @contextlib.contextmanager
-def _progress(training: Training, batch_size: int) -> Iterator[Callable[[], None]]:
-    """A progress bar with the smoothed loss, images/s and the time left: gives the function that moves it on a step."""
+def _progress(training: Training, batch_size: int, unit: str) -> Iterator[Callable[[], None]]:
+    """A progress bar with the smoothed loss, items/s and the time left: gives the function that moves it on a step."""
     from tqdm import tqdm
 
     window = max(1, min(50, training.settings.steps // 10))
@@ -252,7 +254,7 @@ def _progress(training: Training, batch_size: int) -> Iterator[Callable[[], None
         loss = training.losses[max(0, training.step - window) : training.step].mean()
         now = bar.format_dict  # its rate is of the last seconds; there is none at first
         rate = now["rate"] or (now["n"] - now["initial"]) / max(now["elapsed"], 1e-9)
-        bar.set_postfix_str(f"loss {loss:.4f}, {batch_size * rate:.0f} images/s", refresh=False)
+        bar.set_postfix_str(f"loss {loss:.4f}, {batch_size * rate:.0f} {unit}/s", refresh=False)
         bar.update()
 
     with bar:
