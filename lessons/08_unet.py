@@ -337,9 +337,8 @@ save(figure, "08_attention.png")
 # ![attention](out/08_attention.png)
 #
 # On the way down the maps are filtered copies of the image; at the bottom 7 × 7 places say roughly where the ink is; in
-# the last column the digit is gone and its noise is left, which is the answer. The attention of the place on the stroke
-# goes far away, to the empty row at the top; the two empty places look elsewhere. After 150 steps there is no more to
-# be read into it.
+# the last column the digit is gone and its noise is left, which is the answer. Attention goes to places far away as
+# easily as to the next one, and from each of the three to others. After 150 steps there is no more to be read into it.
 #
 # ## Exercises
 #

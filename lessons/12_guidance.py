@@ -356,7 +356,7 @@ for kind, (guide, strengths) in kinds.items():
 #
 # Each row is one digit, six samples. Both draw more of what was asked for as $s$ grows. Classifier-free guidance gets
 # there with a smaller $s$, since the network knows the classes better than two small convolutions do, and pays with
-# variety: the digits of a row become alike.
+# some variety: the digits of a row become more alike.
 #
 # ## Exercises
 #

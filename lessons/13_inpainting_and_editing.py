@@ -216,9 +216,9 @@ for name, (x, calls) in ways.items():
 #
 # The known halves are the digits' own in each picture. What is painted below them need not be what was hidden, since
 # much fits under an arch: what counts is whether the whole is a digit, and whether the strokes meet at the seam.
-# Replacement misses the seam most often. RePaint pays for its digits with more than five times the network calls. The
-# third way needs no more calls than sampling does, but it was trained for some seconds only, and its strokes may still
-# break at the seam.
+# Replacement often paints a half that does not belong to the known one. RePaint's digits are better, and it pays for
+# them with more than five times the network calls. The third way needs no more calls than sampling does, but it was
+# trained for some seconds only, and its strokes may still break at the seam.
 #
 # ## SDEdit: part of the way, and back
 #

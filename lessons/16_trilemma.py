@@ -190,7 +190,7 @@ models = {
     "one group forgotten,\nand nothing wrong (a GAN's fault)": np.repeat(centres[[0, 1]], 90, axis=0) + 0.8 * other,
     "all groups, and what lies\nbetween them (a VAE's fault)": np.repeat(centres, 60, axis=0) + 2.6 * other,
 }
-figure, axes = plt.subplots(1, 3, figsize=(11, 3.9), sharex=True, sharey=True)
+figure, axes = plt.subplots(1, 3, figsize=(11, 4.2), sharex=True, sharey=True)
 measured = {}
 for axis, (name, points) in zip(axes, models.items(), strict=True):
     measured[name] = precision_recall(real, points)
