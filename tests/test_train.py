@@ -198,7 +198,15 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(tmp_path):
     assert state_of(tmp_path / "stopped") == state_of(tmp_path / "whole")
 
 
-def test_a_second_ctrl_c_stops_at_once_and_keeps_the_checkpoint(tmp_path):
+@pytest.fixture
+def usual_ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, also in a process that was started in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_keeps_the_checkpoint(tmp_path, usual_ctrl_c):
     training = start(tmp_path)
 
     def loss_at(step, rng, share):
