@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
         metavar="S,S,...",
         help="SDEdit: how far to go back, from 0, the image itself, to 1, pure noise (default: 0.2,0.35,...,1)",
     )
-    what.add_argument("--invert", type=_counts, metavar="N,N,...", help="to noise and back in so many steps")
+    what.add_argument("--invert", type=cli.integers, metavar="N,N,...", help="to noise and back in so many steps")
     what.add_argument("--to", metavar="IMAGE", help="the image at the other end")
     parser.add_argument("--n", type=int, default=8, metavar="N", help="pictures in a row (default: %(default)s)")
     parser.add_argument("--steps", type=int, metavar="N", help="of the way from noise (default: 50, or all T)")
@@ -54,10 +54,6 @@ def parse() -> argparse.Namespace:
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(n) for n in text.split(","))
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(","))
 
 
 def main() -> None:

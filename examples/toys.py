@@ -100,7 +100,7 @@ def main() -> None:
             run(settings, {name: getattr(options, name) for name in names}, folder, options)
         else:
             folder = pathlib.Path(options.resume)
-            arrays, meta = checkpoint.load(folder, ToyModel.kind)
+            arrays, meta = checkpoint.load(folder, ToyModel.kind, resume=True)
             run(TrainSettings(**meta["settings"]), meta["about"], folder, options, (arrays, meta))
 
 

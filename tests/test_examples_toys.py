@@ -103,6 +103,13 @@ def test_refused(whole, tmp_path, monkeypatch, capsys):
     assert code == 2 and "usage:" in err and "checkerboard" in err
 
 
+def test_an_exported_run_is_not_resumed(whole, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "exported"
+    checkpoint.export(whole[0], run / checkpoint.NAME)
+    code, _, err = call(monkeypatch, capsys, TOYS, "--resume", run)
+    assert code == 1 and "was exported" in err and len(err.splitlines()) == 1
+
+
 def test_help_teaches(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, TOYS, "--help")
     assert code == 0 and "python examples/toys.py" in out and "Algorithm 1" in out and "default" in out
