@@ -8,9 +8,11 @@ from tinydiff.models.gan import GAN, GANConfig
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
+from tinydiff.models.vae import VAE, VAEConfig
 
 __all__ = [
     "GAN",
+    "VAE",
     "BinomialDiffusion",
     "BinomialDiffusionConfig",
     "Classifier",
@@ -25,4 +27,5 @@ __all__ = [
     "PixelDiffusion",
     "PixelDiffusionConfig",
     "PixelInpainting",
+    "VAEConfig",
 ]
