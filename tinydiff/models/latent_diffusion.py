@@ -113,7 +113,7 @@ class LatentDiffusion(Module):
         module, s = array_module(z_0), self.schedule
         t = draw_t(rng.at(0), len(z_0), s.T, stratified=True)
         eps = rng.at(1).normal_like(z_0)
-        dropped = beside(rng.at(2).uniform((len(z_0),)) < self.config.text_drop, z_0)
+        dropped = rng.at(2).uniform((len(z_0),)) < self.config.text_drop
         states = module.where(dropped[:, None, None], empty.states, text.states)
         mask = module.where(dropped[:, None], empty.mask, text.mask)
         wanted = target_of(z_0, eps, t, s, self.config.target)
