@@ -30,6 +30,6 @@ __all__ = [
     "PixelDiffusion",
     "PixelDiffusionConfig",
     "PixelInpainting",
-    "VAEConfig",
     "Text",
+    "VAEConfig",
 ]
