@@ -4,6 +4,7 @@ from tinydiff.models.binomial_diffusion import BinomialDiffusion, BinomialDiffus
 from tinydiff.models.classifier import Classifier, ClassifierConfig
 from tinydiff.models.diffwave import DiffWave, DiffWaveConfig
 from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
+from tinydiff.models.discriminator import AdversarialVAE, LossWeights, PatchDiscriminator
 from tinydiff.models.gan import GAN, GANConfig
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, Text
@@ -14,6 +15,7 @@ from tinydiff.models.vae import VAE, VAEConfig
 __all__ = [
     "GAN",
     "VAE",
+    "AdversarialVAE",
     "BinomialDiffusion",
     "BinomialDiffusionConfig",
     "Classifier",
@@ -27,6 +29,8 @@ __all__ = [
     "KarrasDiffusion",
     "LatentDiffusion",
     "LatentDiffusionConfig",
+    "LossWeights",
+    "PatchDiscriminator",
     "PixelDiffusion",
     "PixelDiffusionConfig",
     "PixelInpainting",
