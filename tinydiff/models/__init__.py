@@ -10,6 +10,7 @@ from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, Text
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
+from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
 from tinydiff.models.vae import VAE, VAEConfig
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "PixelDiffusion",
     "PixelDiffusionConfig",
     "PixelInpainting",
+    "SceneReader",
+    "SceneReaderConfig",
     "Text",
     "VAEConfig",
 ]
