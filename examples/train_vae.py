@@ -47,18 +47,20 @@ class Recipe:
     """Everything that decides what a run computes, and the defaults of the command line.
 
     kl, perceptual, adversarial, start: see LossWeights, whose regularisation weighs 1 where the latents are quantised.
+    tested: how many held-out images the figures at the end are of.
     """
 
     data: str = "shapes"
     config: str = "f4"
     regularisation: str = "kl"
-    kl: float = 0.03
+    kl: float = 0.01
     perceptual: float = 0.2
     adversarial: float = 0.1
-    start: int = 6000
-    steps: int = 9000
+    start: int = 10_000
+    steps: int = 16_000
     batch_size: int = 16
-    lr: float = 2e-3
+    lr: float = 3e-3
+    tested: int = 500
     seed: int = 0
 
     def model(self, rng: Rng, features: Features | None) -> AdversarialVAE:
@@ -82,13 +84,17 @@ def parse() -> argparse.Namespace:
     what.add_argument("--config", choices=small, help="how much smaller the latents are (default: f4)")
     what.add_argument("--regularisation", choices=REGULARISATIONS, help="of the latents (default: kl)")
     terms = parser.add_argument_group("what each term of the loss weighs (E23)")
-    terms.add_argument("--kl", type=float, metavar="W", help=f"the latents' divergence from N(0, I) (default: {usual.kl})")
+    terms.add_argument(
+        "--kl", type=float, metavar="W", help=f"the latents' divergence from N(0, I) (default: {usual.kl})"
+    )
     help = f"distance of feature maps, for shapes only: those of the scene reader (default: {usual.perceptual})"
     terms.add_argument("--perceptual", type=float, metavar="W", help=help)
     help = f"the discriminator's share in what the decoder learns; 0: none (default: {usual.adversarial})"
     terms.add_argument("--adversarial", type=float, metavar="W", help=help)
     terms.add_argument("--start", type=int, metavar="N", help=f"steps before it plays (default: {usual.start})")
     program.add_training_flags(parser, usual, "images")
+    help = f"held-out images to measure on at the end (default: {usual.tested})"
+    parser.add_argument("--tested", type=int, metavar="N", help=help)
     program.add_run_flags(parser, "runs/vae", "steps between pictures (default: twenty a run)")
     return parser.parse_args()
 
@@ -106,24 +112,22 @@ def train(run: Run[Recipe]) -> None:
     source = captioned.source(recipe.data)
     reader = SceneReader.load("scene_reader") if recipe.data == "shapes" else None
     model = recipe.model(rng.at(WEIGHTS), features_of(reader) if recipe.perceptual else None)
-    held_out = backend.to_device(image.to_signed(source.draw(rng.at(HELD_OUT), 128, "test")[0]))
+    images = backend.to_device(image.to_signed(source.draw(rng.at(HELD_OUT), recipe.tested, "test")[0]))
 
     def loss_at(step: int, rng: Rng, share: Share) -> Tensor:
-        images, _ = source.draw(rng.at(0), len(share.of(range(recipe.batch_size))))
-        return model.loss(backend.to_device(image.to_signed(images)), step, rng.at(1))[0]
+        seen, _ = source.draw(rng.at(0), len(share.of(range(recipe.batch_size))))
+        return model.loss(backend.to_device(image.to_signed(seen)), step, rng.at(1))[0]
 
     def preview(step: int) -> None:
-        image.save_png(folder / f"reconstructions_{step:06d}.png", sheet(model, held_out[:10]), scale=2)
-        _, terms = model.loss(held_out, step, rng.at(HELD_OUT))
+        image.save_png(folder / f"reconstructions_{step:06d}.png", sheet(model, images[:10]), scale=2)
+        _, terms = model.loss(images[:64], step, rng.at(HELD_OUT))
         draw_terms(folder / "losses.png", logged(folder / "losses.csv", step, terms))
 
-    what = f"{cli.short(recipe.data)}: {held_out.shape[1]} x {held_out.shape[2]} pixels"
-    training = fit(
-        run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=preview, previews=20
-    )
+    what = f"{cli.short(recipe.data)}: {images.shape[1]} x {images.shape[2]} pixels"
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=preview, previews=20)
     with training.ema.applied():
-        model.measure_scale(backend.to_device(image.to_signed(source.draw(rng.at(SCALE), 1000)[0])))
-        report(model, source, rng.at(HELD_OUT), reader)
+        model.measure_scale(backend.to_device(image.to_signed(source.draw(rng.at(SCALE), recipe.tested)[0])))
+        report(model, images, reader)
     training.save()
     print(f"The model is in {folder}; held-out images and their reconstructions: {folder}/reconstructions_*.png")
 
@@ -151,8 +155,9 @@ def logged(path: pathlib.Path, step: int, terms: dict[str, float]) -> list[dict[
     rows: list[dict[str, float]] = []
     if path.exists():
         with open(path, newline="") as file:
-            read = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-        rows = [row for row in read if row["step"] < step]
+            for row in csv.DictReader(file):
+                rows.append({"step": int(row.pop("step")), **{name: float(v) for name, v in row.items() if v}})
+        rows = [row for row in rows if row["step"] < step]
     rows.append({"step": step, **terms})
     names = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_file(path) as file:
@@ -180,15 +185,16 @@ def draw_terms(path: pathlib.Path, rows: list[dict[str, float]]) -> None:
     image.save_png(path, image.rasterise(figure))
 
 
-def report(model: AdversarialVAE, source: captioned.Source, rng: Rng, reader: SceneReader | None) -> None:
-    """Print how good the reconstructions of 500 held-out images are, and how the latents are spread."""
-    images = backend.to_device(image.to_signed(source.draw(rng, 500, "test")[0]))
+def report(model: AdversarialVAE, images: Array, reader: SceneReader | None) -> None:
+    """Print how good the reconstructions of held-out images are, and how their latents are spread."""
     z = model.encode(images)
     drawn = model.decode(z)
     of_each = psnr(backend.to_numpy(drawn), backend.to_numpy(images))
     print(f"PSNR of {len(images)} held-out images: {of_each.mean():.2f} dB, the worst {of_each.min():.2f} dB")
     spread = ", ".join(f"{float(s):.2f}" for s in z.std(axis=(0, 1, 2)))
-    print(f"Latent scale {model.config.scale:.4f}: their variance is {float(z.var()):.3f}; of each channel, std {spread}")
+    print(
+        f"Latent scale {model.config.scale:.4f}: their variance is {float(z.var()):.3f}; of each channel, std {spread}"
+    )
     if reader is not None:
         alike = agreement(reader.read(drawn), reader.read(images))
         shares = ", ".join(f"{name} {share:.1%}" for name, share in alike.items())

@@ -139,10 +139,10 @@ plt.close(figure)
 # ## The scale (E24)
 #
 # A diffusion model mixes $x_t = \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\varepsilon$ and its schedule was
-# made for data about as large as the noise. An autoencoder's latents have whatever size it liked. So they are multiplied
-# by one number, measured from data and stored with the model: $\mathrm{scale} = 1/\mathrm{std}(z)$. For Stable Diffusion
-# it is 0.18215. If it were forgotten there, the noise would have to be $1/0.18215 = 5.5$ times as large to do the same:
-# at the middle of a schedule the image would still be plainly there, and training would never see the hard half.
+# made for data about as large as the noise. An autoencoder's latents have whatever size it liked. So they are
+# multiplied by one number, measured from data and stored with the model: $\mathrm{scale} = 1/\mathrm{std}(z)$. For
+# Stable Diffusion it is 0.18215. If it were forgotten there, the noise would have to be $1/0.18215 = 5.5$ times as
+# large to do the same: in the middle of a schedule the image would still be plainly there.
 
 # %%
 raw = z / shipped.config.scale
@@ -245,9 +245,10 @@ if not QUICK:
 #
 # With a weight of 10 a latent pixel may hardly say anything: all that is rebuilt is a blur, the average of all images
 # that agree with so few nats. With almost none everything is rebuilt, but what the decoder makes of noise is no image:
-# nothing forced the latents of real images to fill the Gaussian. A VAE that is to draw by itself, as in lesson 16, must
-# find the middle, and pays with blur. **Latent diffusion need not**: the diffusion model learns how real latents lie, so
-# the first stage can take a weight near the left, just enough to keep latents from wandering off. That is the whole idea.
+# nothing forced the latents of real images to fill the Gaussian. A VAE that is to draw by itself, as in lesson 16,
+# must find the middle, and pays with blur. **Latent diffusion need not**: the diffusion model learns how real latents
+# lie, so the first stage can take a small weight, just enough to keep its latents from wandering off. That is the
+# whole idea.
 #
 # ## How exact must latents be?
 #
@@ -264,24 +265,24 @@ pictures(disturbed, [f"r = {r:g}" for r in levels], "17_disturbed.png")
 # %% [markdown]
 # ![disturbed latents](out/17_disturbed.png)
 #
-# A hundredth of the latents' variance, $r = 0.1$, is seen in the figures and hardly by the eye. Where noise is drawn into
-# $z$ while the autoencoder trains, its decoder learns to forgive.
+# A hundredth of the latents' variance, $r = 0.1$, is seen in the figures and hardly by the eye. Since noise is drawn
+# into $z$ while the autoencoder trains, its decoder learns to forgive.
 #
 # ## Exercises
 #
 # Put your answer in place of `None` and run the lesson again; it checks what you wrote.
 #
-# 1. An autoencoder with $f = 8$ and 4 latent channels shrinks colour images 48 times. By how much does one with $f = 4$
-#    and 3 channels, another of Rombach et al.'s, shrink them? And by how much fewer pixels does its diffusion model see?
+# 1. An autoencoder with $f = 8$ and 4 latent channels leaves 48 times fewer numbers of a colour image. How many times
+#    fewer does one with $f = 4$ and 3 channels leave, another of Rombach et al.'s? And how many times fewer pixels?
 # 2. Two images are apart by one grey level in each of their values (of 255), the least difference there is. What is the
 #    PSNR, in dB? One line of NumPy; the range of values is 255.
 
 # %%
-shrinks, fewer_pixels = None, None
+fewer_numbers, fewer_pixels = None, None
 finest_psnr = None
 
-if shrinks is not None:
-    assert np.isclose(shrinks, 4 * 4 * 3 / 3) and fewer_pixels == 16
+if fewer_numbers is not None:
+    assert np.isclose(fewer_numbers, 4 * 4 * 3 / 3) and fewer_pixels == 16
     print("exercise 1 is right")
 if finest_psnr is not None:
     assert np.isclose(finest_psnr, 20 * np.log10(255), atol=0.01)

@@ -18,13 +18,18 @@ from tinydiff.rng import Rng
 from tinydiff.train import Training, TrainSettings
 
 TRAIN = pathlib.Path(__file__).parents[1] / "examples" / "train_vae.py"
-TOY = ["--steps", 4, "--batch-size", 2, "--start", 2, "--sample-every", 2, "--save-every", 0, "--device", "cpu"]
+TOY = ["--steps", 4, "--batch-size", 2, "--start", 2, "--sample-every", 2, "--save-every", 0, "--tested", 5]
 RUN = pathlib.Path("runs/vae")
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
+    """In an empty folder, with a reader that has learned nothing for the shipped one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TINYDIFF_DEVICE", "cpu")
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
+    reader = SceneReader(SceneReaderConfig(width=8, hidden=16), Rng(0))
+    Training(reader, TrainSettings(1), tmp_path / "shipped" / "scene_reader.npz", {}).save()
 
 
 def call(monkeypatch, capsys, *arguments):
@@ -48,16 +53,15 @@ def test_a_run_leaves_pictures_terms_and_a_model(monkeypatch, capsys):
         [*pictures, "losses.csv", "losses.png", "loss.png", checkpoint.NAME]
     )
     with Image.open(RUN / pictures[-1]) as picture:
-        assert picture.size == (2 * (34 * 10 - 2), 2 * (34 * 2 - 2))
+        assert picture.size == (2 * (34 * 5 - 2), 2 * (34 * 2 - 2))
         assert np.asarray(picture).std() > 5
     assert [row["step"] for row in rows()] == ["0", "2", "4"]
     assert rows()[1]["generator"] == "" != rows()[2]["generator"]  # the discriminator plays from step 3 on
     assert all(float(row["pixels"]) > 0 and float(row["perceptual"]) > 0 for row in rows())
-    assert "PSNR of 500" in out and "variance is 1.000" in out or "variance is 0." in out
-    assert "reads alike" in out and "background" in out
+    assert "PSNR of 5 held-out images" in out and "Latent scale" in out and "reads alike" in out
     vae = VAE.load(RUN)
     z = vae.encode(to_signed(Shapes().draw(Rng(9), 200)[0]))
-    assert vae.config.scale != 1 and abs(z.var() - 1) < 0.1 and z.shape == (200, 8, 8, 4)
+    assert vae.config.scale != 1 and abs(z.var() - 1) < 0.3 and z.shape == (200, 8, 8, 4)
 
 
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, monkeypatch, capsys):
@@ -70,6 +74,39 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, monkeypatch, capsys):
     (a, about), (b, again) = (checkpoint.load(folder, "vae") for folder in ("whole", "stopped"))
     assert about == again and all(a[name].tobytes() == b[name].tobytes() for name in a)
     assert (tmp_path / "whole/losses.csv").read_bytes() == (tmp_path / "stopped/losses.csv").read_bytes()
+
+
+def test_other_data_other_latents(monkeypatch, capsys):
+    other = ["--data", "digits", "--regularisation", "vq", "--config", "f8", "--adversarial", 0]
+    code, out, err = call(monkeypatch, capsys, *TOY, *other, "--steps", 1)
+    assert code == 0, err
+    vae = VAE.load(RUN)
+    assert vae.factor == 8 and vae.codebook is not None and "reads alike" not in out
+    assert list(rows()[-1]) == ["step", "pixels", "regularisation"]
+
+
+def test_a_folder_of_images(tmp_path, monkeypatch, capsys):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((16, 24, 3), 20 * i, np.uint8)).save(mine / f"{i}.png")
+    (mine / "captions.txt").write_text("\n".join(f"{i}.png\tnumber {i}" for i in range(12)))
+    code, out, err = call(monkeypatch, capsys, *TOY, "--steps", 1, "--data", mine)
+    assert code == 0 and "16 x 24 pixels" in out, err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data", "nowhere"], "nowhere is not a folder"),
+        (["--kl", -1], "cannot be negative"),
+        (["--tested", 0], "at least 1, got 0"),
+        (["--resume", "runs/none"], "there is no checkpoint"),
+    ],
+)
+def test_bad_input_is_one_line(flags, words, monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, *flags)
+    assert code == 1 and words in err and len(err.strip().splitlines()) == 1
 
 
 def interrupting(monkeypatch):

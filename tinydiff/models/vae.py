@@ -41,7 +41,7 @@ class VAEConfig:
     """
 
     channels: int = 3
-    base: int = 48
+    base: int = 32
     multipliers: tuple[int, ...] = (1, 2)
     blocks: int = 1
     latent: int = 4
