@@ -81,7 +81,7 @@ def test_evaluate_a_model(folder, call):
 
 
 def test_of_a_sorted_file_all_kinds_are_measured(call, tmp_path):
-    """Black images first, then white ones: --n of them are both, so that precision cannot be that of the black alone."""
+    """Black images first, then white ones: --n of them are both, and no distance is that of black alone."""
     kinds = [np.zeros((60, 28, 28), np.float32), np.ones((60, 28, 28), np.float32)]
     rows = {}
     for name, samples in (("black", kinds[0]), ("sorted", np.concatenate(kinds))):
