@@ -30,7 +30,7 @@ from tinydiff.data import captioned
 from tinydiff.files import atomic_file
 from tinydiff.metrics import psnr
 from tinydiff.models import AdversarialVAE, LossWeights, SceneReader
-from tinydiff.models.discriminator import Features
+from tinydiff.models.discriminator import DISTANCES, Features
 from tinydiff.models.scene_reader import agreement
 from tinydiff.models.vae import CONFIGS, REGULARISATIONS
 from tinydiff.program import Run, fit
@@ -46,17 +46,18 @@ WEIGHTS, NOISE, HELD_OUT, SCALE = range(4)
 class Recipe:
     """Everything that decides what a run computes, and the defaults of the command line.
 
-    kl, perceptual, adversarial, start: see LossWeights, whose regularisation weighs 1 where the latents are quantised.
-    tested: how many held-out images the figures at the end are of.
+    pixels, perceptual, adversarial, start: see LossWeights; kl: its regularisation, which weighs 1 where latents are
+    quantised. tested: how many held-out images the figures at the end are of.
     """
 
     data: str = "shapes"
     config: str = "f4"
     regularisation: str = "kl"
-    kl: float = 0.01
+    pixels: str = "l2"
+    kl: float = 3e-3
     perceptual: float = 0.2
     adversarial: float = 0.1
-    start: int = 10_000
+    start: int = 12_000
     steps: int = 16_000
     batch_size: int = 16
     lr: float = 3e-3
@@ -67,7 +68,7 @@ class Recipe:
         """The autoencoder and its judges, as they start."""
         config = dataclasses.replace(CONFIGS[self.config], regularisation=self.regularisation)
         price = self.kl if self.regularisation == "kl" else 1.0
-        weights = LossWeights("l1", self.perceptual, price, self.adversarial, self.start)
+        weights = LossWeights(self.pixels, self.perceptual, price, self.adversarial, self.start)
         return AdversarialVAE(config, weights, rng, features)
 
     def settings(self) -> TrainSettings:
@@ -84,6 +85,7 @@ def parse() -> argparse.Namespace:
     what.add_argument("--config", choices=small, help="how much smaller the latents are (default: f4)")
     what.add_argument("--regularisation", choices=REGULARISATIONS, help="of the latents (default: kl)")
     terms = parser.add_argument_group("what each term of the loss weighs (E23)")
+    terms.add_argument("--pixels", choices=DISTANCES, help=f"absolute or squared errors (default: {usual.pixels})")
     terms.add_argument(
         "--kl", type=float, metavar="W", help=f"the latents' divergence from N(0, I) (default: {usual.kl})"
     )

@@ -86,6 +86,7 @@ def test_the_networks(changes, device):
     config = dataclasses.replace(SMALL, **changes)
     vae, x = randomised(VAE(config, Rng(0))), images()[..., : config.channels]
     weights, f = vae.state_dict(), config.factor
+    assert ("encoder.middle.1.qkv.weight" in weights) == ("decoder.middle.1.qkv.weight" in weights) == config.attention
     mean, log_variance = vae.posterior(Tensor(backend.to_device(x)))
     moments = expected_moments(x, weights, config)
     assert mean.shape == (2, 8 // f, 8 // f, 3)
