@@ -242,3 +242,8 @@ def test_a_discriminator_that_cannot_be(sizes):
 def test_features_of_different_networks_are_refused():
     with pytest.raises(ValueError, match="argument 2"):
         perceptual_distance([Tensor(images())] * 2, [Tensor(images())])
+
+
+def test_features_that_would_be_trained_are_refused():
+    with pytest.raises(TypeError, match="got the module PatchDiscriminator"):
+        AdversarialVAE(SMALL, WEIGHTS, Rng(0), PatchDiscriminator(3, Rng(0)))

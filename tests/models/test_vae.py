@@ -98,6 +98,13 @@ def test_the_networks(changes, device):
     assert_close(vae.decode(backend.to_device(z)), np.clip(expected_images(z, weights, config), -1, 1), rtol=1e-11)
 
 
+def test_a_log_variance_stays_where_its_exponential_is_finite():
+    vae = VAE(SMALL, Rng(0))
+    vae.conv_moments.bias[...] = np.repeat([5.0, -100, 100], 2).astype(np.float32)
+    mean, log_variance = (t.numpy() for t in vae.posterior(Tensor(images(dtype=np.float32))))
+    assert (log_variance[..., :1] == -30).all() and (log_variance[..., 1:] == 20).all() and mean.min() < -90
+
+
 def test_many_images_go_through_in_pieces():
     vae, x = VAE(SMALL, Rng(0)), images(130, dtype=np.float32)
     z = vae.encode(x)

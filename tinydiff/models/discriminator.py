@@ -87,11 +87,14 @@ class LossWeights:
 class AdversarialVAE(VAE):
     """A VAE and, at its side while it is trained, a discriminator and a judge of features.
 
-    features: the φ_l of the perceptual term, or None for none; the parameters of what computes them are not trained.
-    Its checkpoints are a VAE's, for `VAE.load`.
+    features: the φ_l of the perceptual term, or None for none: a function, such as a reader's `embed`, whose parameters
+    are not this model's. Its checkpoints are a VAE's, for `VAE.load`. Raises TypeError for features that are a Module,
+    which would be trained, and saved, as part of this one.
     """
 
     def __init__(self, config: VAEConfig, weights: LossWeights, rng: Rng, features: Features | None = None):
+        if isinstance(features, Module):
+            raise TypeError(f"features must be a function, got the module {type(features).__name__}; pass its method")
         super().__init__(config, rng.at(0))
         self.weights, self.features = weights, features
         self.discriminator = PatchDiscriminator(config.channels, rng.at(1)) if weights.adversarial else None
