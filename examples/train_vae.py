@@ -57,8 +57,8 @@ class Recipe:
     kl: float = 3e-3
     perceptual: float = 0.2
     adversarial: float = 0.1
-    start: int = 12_000
-    steps: int = 16_000
+    start: int = 6000
+    steps: int = 8000
     batch_size: int = 16
     lr: float = 3e-3
     tested: int = 500
