@@ -19,6 +19,7 @@ import csv
 import dataclasses
 import io
 import pathlib
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,7 +132,9 @@ def train(run: Run[Recipe]) -> None:
         model.measure_scale(backend.to_device(image.to_signed(source.draw(rng.at(SCALE), recipe.tested)[0])))
         report(model, images, reader)
     training.save()
-    print(f"The model is in {folder}; held-out images and their reconstructions: {folder}/reconstructions_*.png")
+    print(f"Held-out images and their reconstructions: {folder / f'reconstructions_{training.step:06d}.png'}")
+    print(f"Put the model into a small file, which VAE.load takes as it does {folder}:")
+    print(f"  python -m tinydiff export {shlex.quote(str(folder))} vae.npz")
 
 
 def features_of(reader: SceneReader | None) -> Features | None:

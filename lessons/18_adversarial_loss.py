@@ -142,12 +142,12 @@ def trained(pixels, adversarial):
     return model, terms
 
 
-players = {"squared error": ("l2", 0.0), "absolute error": ("l1", 0.0), "with the discriminator": ("l1", 1.0)}
+players = {"squared error": ("l2", 0.0), "absolute error": ("l1", 0.0), "discriminator": ("l1", 1.0)}
 models = {name: trained(*how) for name, how in players.items()}
 x = lawns(Rng(3), 8 if QUICK else 64)
 rebuilt = {name: model.decode(model.encode(x)) for name, (model, _) in models.items()}
 rows = {"the image": x, **rebuilt}
-figure, axes = plt.subplots(len(rows), 1, figsize=(9.6, 4.9))
+figure, axes = plt.subplots(len(rows), 1, figsize=(10, 4.7))
 for axis, (name, images) in zip(axes, rows.items(), strict=True):
     axis.imshow(grid(images[:8], columns=8), cmap="gray", vmin=0, vmax=255)
     axis.set(xticks=[], yticks=[])
@@ -157,23 +157,26 @@ save(figure, "18_lawns.png")
 
 grass = np.abs(x) > 0.7  # the cells
 for name, images in rows.items():
-    print(f"{name:24} PSNR {psnr(images, x).mean():5.1f} dB, contrast of the grass {images[grass].std():.2f}")
+    print(f"{name:14} PSNR {psnr(images, x).mean():5.1f} dB, contrast of the grass {images[grass].std():.2f}")
 if not QUICK:
-    flat, textured = rebuilt["absolute error"], rebuilt["with the discriminator"]
+    flat, textured = rebuilt["absolute error"], rebuilt["discriminator"]
     assert textured[grass].std() > 1.3 * flat[grass].std() and psnr(textured, x).mean() < psnr(flat, x).mean()
 
 # %% [markdown]
 # ![lawns](out/18_lawns.png)
 #
-# Under pixel losses the lawn is gone, or a smear: that is the best answer to the question that was asked. With the
+# Under pixel losses the lawn is a smear, or gone: that is the best answer to the question that was asked. With the
 # discriminator there is grass where grass was. Cell by cell it is *another* lawn, and its PSNR is lower, for whoever
-# draws a white cell where a black one is, is further off than who draws grey. PSNR is not what the eye measures. It is
-# also a warning: **what such a decoder shows may be made up**, which does not matter for art and matters for X-rays.
+# draws a white cell where a black one is, is further off than who draws grey. PSNR is not what the eye measures.
+#
+# Look closely, though: the lawns are much alike. Each patch is judged by itself, and nobody asks whether two images
+# show the same one. And a warning: **what such a decoder shows may be made up**, which does not matter for art and
+# matters for X-rays.
 #
 # ## The game, step by step
 
 # %%
-terms = models["with the discriminator"][1]
+terms = models["discriminator"][1]
 at = np.arange(1, steps + 1)
 figure, axes = plt.subplots(1, 4, figsize=(12.5, 2.9))
 for axis, name, color in zip(
