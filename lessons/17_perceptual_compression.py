@@ -51,7 +51,7 @@ def pictures(rows, names, file, columns=8, scale=1.0):
         axis.spines[:].set_visible(False)
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10, labelpad=8)
     figure.tight_layout(pad=0.4)
-    figure.savefig(OUT / file, dpi=130)
+    figure.savefig(OUT / file, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -262,12 +262,12 @@ if not QUICK:
 #
 # ![rate and distortion](out/17_rate_distortion.png)
 #
-# With a weight of 5 a latent pixel may hardly say anything: all that is rebuilt is a blur, the average of all images
-# that agree with so few nats. With almost none as much is rebuilt as can be, but what the decoder makes of noise is no image:
-# nothing forced the latents of real images to fill the Gaussian. A VAE that is to draw by itself, as in lesson 16,
-# must find the middle, and pays with blur. **Latent diffusion need not**: the diffusion model learns how real latents
-# lie, so the first stage can take a small weight, just enough to keep its latents from wandering off. That is the
-# whole idea.
+# With a weight of 5 a latent number may hardly say anything: all that is rebuilt is a blur, the average of the images
+# that agree with so few nats. With a small one as much is rebuilt as these little networks learned to in half a minute,
+# but what their decoders make of noise is no image: nothing made the latents of real images fill the Gaussian. A VAE
+# that is to draw by itself, as in lesson 16, must find something between, and pays with blur. **Latent diffusion need
+# not**: the diffusion model learns how real latents lie, so the first stage can take a small weight, just enough to
+# keep its latents from wandering off. That is the whole idea.
 #
 # ## How exact must latents be?
 #

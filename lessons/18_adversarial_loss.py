@@ -43,7 +43,7 @@ BLUE, RED, GREEN, GREY = "#1f5fa8", "#c8401f", "#2a8a4a", "#777777"
 
 def save(figure, file):
     figure.tight_layout()
-    figure.savefig(OUT / file, dpi=130)
+    figure.savefig(OUT / file, dpi=130, bbox_inches="tight")
     plt.close(figure)
 
 
