@@ -226,11 +226,15 @@ def answers(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def reading_loss(model: SceneReader, batch_size: int, noise: float = 0.1) -> DrawnLoss:
     """What `train` minimises to teach a reader: how improbable it finds what there is, in new scenes at every step.
 
-    The mean of -log p(shape), -log p(size), summed over the colours, of -log p(background), and of squared distances.
+    The mean of -log p(shape) - log p(size) + DISTANCE_WEIGHT |place - place there|², summed over the colours, and of
+    -log p(background); the distances only where a thing is.
     Every fourth scene has a pair of HELD_OUT in it, since a reader is to know whatever may be drawn, and of each share
     of a batch one has nothing in it. noise: the pictures are blurred by Gaussian noise of a standard deviation between
-    0 and this, so that small flaws of what is drawn do not matter.
+    0 and this, so that small flaws of what is drawn do not matter. Raises ValueError for a batch size below 1 or a
+    noise below 0.
     """
+    if batch_size < 1 or not noise >= 0:
+        raise ValueError(f"reading is learned from batches of at least 1, noise >= 0; got {batch_size} and {noise}")
 
     def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array, ...]:
         scenes = scenes_to_learn_from(rng.at(0), len(share.of(np.empty(batch_size))))
