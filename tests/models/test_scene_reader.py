@@ -13,7 +13,7 @@ from tinydiff import Rng, Tensor, backend
 from tinydiff.data.shapes import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES, Item, Scene, Shapes, draw
 from tinydiff.image import to_signed
 from tinydiff.models import SceneReader, SceneReaderConfig
-from tinydiff.models.scene_reader import Reading, agreement, answers, reading_loss, scenes_to_learn_from
+from tinydiff.models.scene_reader import Reading, agreement, answers, flawed, reading_loss, scenes_to_learn_from
 from tinydiff.optim import AdamW
 from tinydiff.train import Training, TrainSettings
 from tinydiff.workers import Share
@@ -224,16 +224,30 @@ def test_its_loss_by_hand(device):
 
 
 def test_what_it_learns_from(device):
-    """Other scenes at every step and in every share, some noisier than others, with all pairs among them."""
-    loss = reading_loss(SceneReader(SMALL, Rng(0)), 9, noise=0.3)
-    x, *told = loss.draw(1, Rng(0), Share(1, 2))
+    """Other scenes at every step and in every share, with their flaws."""
+    x, *told = reading_loss(SceneReader(SMALL, Rng(0)), 9, noise=0.3).draw(1, Rng(0), Share(1, 2))
     scenes = scenes_to_learn_from(Rng(0).at(0), 5)
     for actual, expected in zip(told, answers(scenes), strict=True):
         assert_close(actual, expected)
-    noise = (backend.to_numpy(x) - pictures(scenes, 8)).std(axis=(1, 2, 3))
-    assert x.dtype == np.float32 and noise.max() < 0.35 and noise.max() > 2 * noise.min() > 0
-    clean, *_ = reading_loss(SceneReader(SMALL, Rng(0)), 9, noise=0.0).draw(1, Rng(0), Share(1, 2))
-    assert_close(clean, pictures(scenes, 8), atol=1e-6)
+    assert_close(x, backend.to_numpy(flawed(backend.to_device(pictures(scenes, 8)), Rng(0).at(1), 0.3)))
+
+
+def test_flaws(device):
+    """Some pictures more blurred than others, and some noisier."""
+    x = images(40, dtype=np.float64)
+    blurred = x
+    for axis in (1, 2, 1, 2):
+        before, after = (np.take(blurred, np.clip(np.arange(8) + d, 0, 7), axis) for d in (-1, 1))
+        blurred = before / 4 + blurred / 2 + after / 4
+    shares = (backend.to_numpy(flawed(backend.to_device(x), Rng(0), 0.0)) - x) / (blurred - x)
+    b = shares.mean(axis=(1, 2, 3))
+    assert np.allclose(shares, b[:, None, None, None], atol=1e-6)
+    assert 0 <= b.min() < 0.15 and 0.85 < b.max() < 1
+
+    noise = backend.to_numpy(flawed(backend.to_device(np.zeros((40, 32, 32, 3), np.float32)), Rng(0), 0.3))
+    sigma = noise.std(axis=(1, 2, 3))
+    assert noise.dtype == np.float32 and sigma.min() < 0.05 and 0.25 < sigma.max() < 0.31
+    assert len({picture.std() for picture in noise}) == 40
 
 
 def test_scenes_to_learn_from():
