@@ -1,8 +1,8 @@
 """Train the network that reads scenes of coloured shapes, and so judges what a text-to-image model draws.
 
-    python examples/train_scene_reader.py                  a quarter of an hour of one CPU core
-    python examples/train_scene_reader.py --minutes 3      a reader that makes some mistakes
-    python examples/train_scene_reader.py --resume RUN     go on after Ctrl-C, or after the power went
+    python examples/train_scene_reader.py                some minutes of one CPU core
+    python examples/train_scene_reader.py --minutes 1    a reader that makes mistakes
+    python examples/train_scene_reader.py --resume RUN   go on after Ctrl-C, or after the power went
 
 It sees new scenes at every step, and at the end reads others that it has never seen, among them the pairs of shape and
 colour that text-to-image models are not shown in training. The folder of the run receives readings_000000.png, ... (in
@@ -39,7 +39,7 @@ class Recipe:
     each kind are read at the end. The rest is as in TrainSettings.
     """
 
-    steps: int = 4000
+    steps: int = 2000
     batch_size: int = 64
     width: int = 16
     hidden: int = 96

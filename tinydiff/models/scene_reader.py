@@ -17,7 +17,7 @@ import numpy as np
 
 from tinydiff import image, ops
 from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import Array, to_device, to_numpy
+from tinydiff.backend import Array, array_module, to_device, to_numpy
 from tinydiff.data.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Item, Scene, Shapes, draw
 from tinydiff.files import PathLike
 from tinydiff.models.trained import load_trained
@@ -226,18 +226,19 @@ def answers(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def reading_loss(model: SceneReader, batch_size: int, noise: float = 0.1) -> DrawnLoss:
     """What `train` minimises to teach a reader: how improbable it finds what there is, in new scenes at every step.
 
-    The mean of -log p(shape), -log p(size), summed over the colours, of -log p(background), and of squared distances.
-    Every fourth scene has a pair of HELD_OUT in it, since a reader is to know whatever may be drawn, and of each share
-    of a batch one has nothing in it. noise: the pictures are blurred by Gaussian noise of a standard deviation between
-    0 and this, so that small flaws of what is drawn do not matter.
+    The mean of -log p(shape) - log p(size) + DISTANCE_WEIGHT |place - place there|², summed over the colours, and of
+    -log p(background); the distances only where a thing is. Every fourth scene has a pair of HELD_OUT in it, since a
+    reader is to know whatever may be drawn, and of each share of a batch one has nothing in it. The pictures are
+    `flawed`. Raises ValueError for a batch size below 1 or a noise below 0.
     """
+    if batch_size < 1 or not noise >= 0:
+        raise ValueError(f"reading is learned from batches of at least 1, noise >= 0; got {batch_size} and {noise}")
 
     def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array, ...]:
         scenes = scenes_to_learn_from(rng.at(0), len(share.of(np.empty(batch_size))))
         pixels = np.stack([draw(scene, model.config.size) for scene in scenes])
-        x = to_device(image.to_signed(pixels))
-        sigma = noise * rng.at(1).uniform((len(x), 1, 1, 1))
-        return x + sigma * rng.at(2).normal_like(x), *map(to_device, answers(scenes))
+        x = flawed(to_device(image.to_signed(pixels)), rng.at(1), noise)
+        return x, *map(to_device, answers(scenes))
 
     def loss_of(x: Array, shape: Array, size: Array, place: Array, background: Array) -> Tensor:
         said = model(Tensor(x))
@@ -262,3 +263,20 @@ def scenes_to_learn_from(rng: Rng, n: int) -> list[Scene]:
     if held_out:
         scenes += Shapes().scenes(rng, held_out, "held-out")
     return [dataclasses.replace(scenes[0], items=()), *scenes[1:]]
+
+
+def flawed(x: Array, rng: Rng, noise: float) -> Array:
+    """Pictures with the flaws of those that models draw: x + b (blurred x - x) + s eps, eps from N(0, I).
+
+    Of each picture its own: b drawn from U[0, 1), s from U[0, noise). Blurred: by the binomial weights 1 4 6 4 1 along
+    both axes. x: (B, H, W, 3), floats; Returns the like.
+    """
+    b, s = rng.at(0).uniform((2, len(x), 1, 1, 1), x.dtype)
+    return x + b * (_blurred(_blurred(x)) - x) + noise * s * rng.at(1).normal_like(x)
+
+
+def _blurred(x: Array) -> Array:
+    """By the weights 1 2 1 along both axes, the pixels at the edges repeated outwards."""
+    x = array_module(x).pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    x = (x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]) / 4
+    return (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
