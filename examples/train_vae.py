@@ -56,7 +56,7 @@ class Recipe:
     regularisation: str = "kl"
     pixels: str = "l2"
     kl: float = 3e-3
-    perceptual: float = 0.2
+    perceptual: float = 0.01
     adversarial: float = 0.1
     start: int = 6000
     steps: int = 8000
