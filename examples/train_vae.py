@@ -5,6 +5,7 @@
     python examples/train_vae.py --config f8           to 4 x 4 latents instead: 48 times fewer numbers
     python examples/train_vae.py --regularisation vq   latents from a codebook instead of a Gaussian
     python examples/train_vae.py --adversarial 0       without the discriminator
+    python examples/train_vae.py --base vae --data DIR start from the shipped model, to teach it your own images
     python examples/train_vae.py --resume runs/vae     go on after Ctrl-C, or after the power went
 
 The folder of the run receives reconstructions_000000.png, ... (held-out images, and below them what the model makes of
@@ -30,7 +31,7 @@ from tinydiff.backend import Array
 from tinydiff.data import captioned
 from tinydiff.files import atomic_file
 from tinydiff.metrics import psnr
-from tinydiff.models import AdversarialVAE, LossWeights, SceneReader
+from tinydiff.models import VAE, AdversarialVAE, LossWeights, SceneReader, VAEConfig
 from tinydiff.models.discriminator import DISTANCES, Features
 from tinydiff.models.scene_reader import agreement
 from tinydiff.models.vae import CONFIGS, REGULARISATIONS
@@ -47,11 +48,13 @@ WEIGHTS, NOISE, HELD_OUT, SCALE = range(4)
 class Recipe:
     """Everything that decides what a run computes, and the defaults of the command line.
 
-    pixels, perceptual, adversarial, start: see LossWeights; kl: its regularisation, which weighs 1 where latents are
-    quantised. tested: how many held-out images the figures at the end are of.
+    base: a trained model to start from, whose sizes and regularisation it keeps, or "". pixels, perceptual,
+    adversarial, start: see LossWeights; kl: its regularisation, which weighs 1 where latents are quantised. tested: how
+    many held-out images the figures at the end are of.
     """
 
     data: str = "shapes"
+    base: str = ""
     config: str = "f4"
     regularisation: str = "kl"
     pixels: str = "l2"
@@ -65,12 +68,14 @@ class Recipe:
     tested: int = 500
     seed: int = 0
 
-    def model(self, rng: Rng, features: Features | None) -> AdversarialVAE:
-        """The autoencoder and its judges, as they start."""
-        config = dataclasses.replace(CONFIGS[self.config], regularisation=self.regularisation)
-        price = self.kl if self.regularisation == "kl" else 1.0
-        weights = LossWeights(self.pixels, self.perceptual, price, self.adversarial, self.start)
-        return AdversarialVAE(config, weights, rng, features)
+    def vae(self) -> VAEConfig:
+        """The autoencoder, if no other is started from."""
+        return dataclasses.replace(CONFIGS[self.config], regularisation=self.regularisation)
+
+    def weights(self, regularisation: str) -> LossWeights:
+        """How much each term of its loss counts."""
+        price = self.kl if regularisation == "kl" else 1.0
+        return LossWeights(self.pixels, self.perceptual, price, self.adversarial, self.start)
 
     def settings(self) -> TrainSettings:
         """How to train them."""
@@ -82,6 +87,7 @@ def parse() -> argparse.Namespace:
     parser, usual = cli.parser(__doc__), Recipe()
     what = parser.add_argument_group("what to train")
     what.add_argument("--data", help="shapes, digits, fashion, or a folder of images with captions (default: shapes)")
+    what.add_argument("--base", metavar="RUN", help="start from a run's model, or a shipped one: vae")
     small = [name for name in CONFIGS if name != "stable-diffusion"]
     what.add_argument("--config", choices=small, help="how much smaller the latents are (default: f4)")
     what.add_argument("--regularisation", choices=REGULARISATIONS, help="of the latents (default: kl)")
@@ -105,6 +111,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Train, or go on with a run, then measure."""
     options = parse()
+    if options.base and (options.config or options.regularisation):
+        raise ValueError("a model that is started from keeps its own --config and --regularisation: leave them out")
     with cli.on_device(options.device):
         train(program.start_or_resume(options, Recipe(), "runs/vae", AdversarialVAE.kind))
 
@@ -114,7 +122,7 @@ def train(run: Run[Recipe]) -> None:
     recipe, folder, rng = run.recipe, run.folder, Rng(run.recipe.seed)
     source = captioned.source(recipe.data)
     reader = SceneReader.load("scene_reader") if recipe.data == "shapes" else None
-    model = recipe.model(rng.at(WEIGHTS), features_of(reader) if recipe.perceptual else None)
+    model = start(run, rng.at(WEIGHTS), features_of(reader) if recipe.perceptual else None)
     images = backend.to_device(image.to_signed(source.draw(rng.at(HELD_OUT), recipe.tested, "test")[0]))
 
     def loss_at(step: int, rng: Rng, share: Share) -> Tensor:
@@ -135,6 +143,18 @@ def train(run: Run[Recipe]) -> None:
     print(f"Held-out images and their reconstructions: {folder / f'reconstructions_{training.step:06d}.png'}")
     print(f"Put the model into a small file, which VAE.load takes as it does {folder}:")
     print(f"  python -m tinydiff export {shlex.quote(str(folder))} vae.npz")
+
+
+def start(run: Run[Recipe], rng: Rng, features: Features | None) -> AdversarialVAE:
+    """The autoencoder and its judges, as they start: from nothing, or from another model's weights."""
+    recipe = run.recipe
+    base = VAE.load(recipe.base) if recipe.base and run.saved is None else None
+    config = base.config if base else VAEConfig(**run.saved[1]["config"]) if run.saved else recipe.vae()
+    config = dataclasses.replace(config, scale=1.0)
+    model = AdversarialVAE(config, recipe.weights(config.regularisation), rng, features)
+    if base:
+        model.load_state_dict(model.state_dict() | base.state_dict())
+    return model
 
 
 def features_of(reader: SceneReader | None) -> Features | None:

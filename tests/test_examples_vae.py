@@ -98,6 +98,21 @@ def test_a_folder_of_images(tmp_path, monkeypatch, capsys):
     assert "model/discriminator.out.weight" in still and "model/encoder.conv_in.weight" not in still
 
 
+def test_a_run_that_starts_from_another(tmp_path, monkeypatch, capsys):
+    call(monkeypatch, capsys, *TOY, "--steps", 2, "--config", "f8", "--out", "first")
+    again = ["--base", "first", "--lr", 1e-9, "--out", "second"]
+    monkeypatch.setattr("tinydiff.image.save_png", interrupting(monkeypatch))
+    code, *_ = call(monkeypatch, capsys, *TOY, *again)
+    assert code == 130
+    kept = (tmp_path / "first" / checkpoint.NAME).rename(tmp_path / "kept.npz")
+    code, _, err = call(monkeypatch, capsys, "--resume", "second")
+    assert code == 0, err
+    first, second = (
+        {n: a for n, a in checkpoint.load(f, "vae")[0].items() if n[:4] == "ema/"} for f in (kept, "second")
+    )
+    assert all(np.allclose(first[name], second[name], atol=1e-6) for name in first if "discriminator" not in name)
+
+
 def test_rows_that_are_done_again_are_replaced(tmp_path):
     logged = runpy.run_path(str(TRAIN))["logged"]
     for step, terms in ((0, {"a": 1.0}), (2, {"a": 0.5}), (4, {"a": 0.25, "b": 8.0}), (2, {"a": 0.75, "b": 4.0})):
@@ -111,6 +126,8 @@ def test_rows_that_are_done_again_are_replaced(tmp_path):
     [
         (["--data", "nowhere"], "nowhere is not a folder"),
         (["--kl", -1], "cannot be negative"),
+        (["--base", "vae", "--config", "f4"], "leave them out"),
+        (["--base", "nowhere"], "there is no checkpoint nowhere"),
         (["--tested", 0], "at least 1, got 0"),
         (["--resume", "runs/none"], "there is no checkpoint"),
     ],
