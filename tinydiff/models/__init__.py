@@ -9,6 +9,7 @@ from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, Text
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
+from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
 
 __all__ = [
     "GAN",
@@ -28,5 +29,7 @@ __all__ = [
     "PixelDiffusion",
     "PixelDiffusionConfig",
     "PixelInpainting",
+    "SceneReader",
+    "SceneReaderConfig",
     "Text",
 ]
