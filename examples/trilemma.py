@@ -247,19 +247,20 @@ def save_triangle(path: pathlib.Path, results: list[Result], decades: int = 4) -
     corners = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     fastest = max(r.images_per_second for r in results)
     figure = Figure(figsize=(6.4, 6), dpi=120, layout="constrained")
-    axes = figure.add_subplot(aspect="equal", xlim=(-1.35, 1.35), ylim=(-0.85, 1.2), title="The generative trilemma")
+    axes = figure.add_subplot(aspect="equal", xlim=(-1.35, 1.35), ylim=(-0.8, 1.25), title="The generative trilemma")
     axes.axis("off")
     for ring in (0.25, 0.5, 0.75, 1):
         axes.plot(*(ring * corners).T, color="0.8", lw=0.8)
     names = ("quality\n(precision)", "diversity\n(recall)", f"speed\n({decades} decades)")
     for corner, name in zip(corners, names, strict=False):
         axes.plot(*zip((0, 0), corner, strict=True), color="0.8", lw=0.8)
-        axes.text(1.13 * corner[0], 1.13 * corner[1], name, ha="center", va="center")
+        axes.text(1.17 * corner[0], 1.17 * corner[1], name, ha="center", va="center")
     for r in results:
         speed = max(0.0, 1 + math.log10(r.images_per_second / fastest) / decades)
         values = np.array([r.scores.precision, r.scores.recall, speed, r.scores.precision])
         points = (values[:, None] * corners).T
-        axes.plot(*points, marker="o", lw=2, label=f"{r.name}: {r.images_per_second:,.3g} images/s")
+        rate = np.format_float_positional(r.images_per_second, 3, fractional=False, trim="-")
+        axes.plot(*points, marker="o", lw=2, label=f"{r.name}: {rate} images/s")
         axes.fill(*points, alpha=0.07)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     with atomic_file(path) as file:
