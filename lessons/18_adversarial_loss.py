@@ -238,9 +238,8 @@ save(figure, "18_verdicts.png")
 # ![verdicts](out/18_verdicts.png)
 #
 # Green patches look real to the critic, red ones drawn. Its verdicts on both rows are nearly the same: after 150 steps
-# it tells 52 of 100 patches rightly, little better than guessing. Where they differ, look at small things inside others:
-# a pink star has lost its points. A critic that were given more time would find such places, and a decoder trained
-# against it would have to mend them.
+# it does little better than guess. Where they differ, look at small things inside others, whose corners have got
+# round. With more time a critic would find such places, and a decoder trained against it would have to mend them.
 #
 # ## Exercises
 #
