@@ -20,6 +20,7 @@ from tinydiff.metrics import (
     kernel_distance,
     nearest,
     precision_recall,
+    psnr,
 )
 
 SEEDS = st.integers(0, 2**32)
@@ -230,3 +231,19 @@ def test_bad_numbers():
     for k in (0, 4):
         with pytest.raises(ValueError, match=f"1..3, fewer than the rows, got {k}"):
             precision_recall(np.zeros((4, 3)), np.zeros((9, 3)), k)
+
+
+def test_psnr():
+    """One grey level of 255 apart everywhere: 20 log10(255) = 48.13 dB; half the range apart: 6.02 dB."""
+    x = np.random.default_rng(0).uniform(-1, 1, (3, 4, 5, 3)).astype(np.float32)
+    apart = np.array([2 / 255, 1, 0], np.float32).reshape(3, 1, 1, 1)
+    found = psnr(x + apart, x)
+    assert np.allclose(found[:2], [20 * math.log10(255), 20 * math.log10(2)], rtol=1e-5) and found[2] == np.inf
+    noise = Rng(1).normal((1, 200, 200, 1), np.float64) * 0.1
+    assert np.isclose(psnr(noise, np.zeros_like(noise))[0], 20 * math.log10(2 / 0.1), atol=0.1)
+
+
+@pytest.mark.parametrize("shapes", [((1, 4, 4, 1), (1, 4, 4, 3)), ((4, 4, 1), (4, 4, 1)), ((0, 4, 4, 1), (0, 4, 4, 1))])
+def test_images_that_psnr_cannot_compare(shapes):
+    with pytest.raises(ValueError, match=r"images \(N, H, W, C\) of one shape, got"):
+        psnr(*map(np.zeros, shapes))

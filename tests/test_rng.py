@@ -1,10 +1,14 @@
 """Streams of random numbers: the same name, the same bits; another name, other ones; the right distributions."""
 
+import os
+import pathlib
+
 import numpy as np
 import pytest
 
 from tests.helpers import assert_close
 from tinydiff import Rng, backend
+from tinydiff.rng import Blank
 
 N = 40_000
 
@@ -56,6 +60,33 @@ def test_distributions(dtype, device):
     assert 0 <= uniform.min() and uniform.max() < 1
     assert abs(uniform.mean() - 0.5) < 5 * np.sqrt(1 / 12 / N)
     assert abs(uniform.var() - 1 / 12) < 5 * np.sqrt(1 / 180 / N)
+
+
+def test_a_standard_deviation_scales_what_is_drawn(device):
+    assert_close(Rng(5).normal((7,), std=0.25), 0.25 * backend.to_numpy(Rng(5).normal((7,))))
+    assert Rng(5).normal((7,), np.float32, std=0.3).dtype == np.float32
+
+
+def resident():
+    """The bytes of memory that this process really has."""
+    statm = pathlib.Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("only Linux tells how much memory a process has")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_blank_gives_zeros_that_take_no_memory():
+    before = resident()
+    weights = Blank(3).at(1).normal((2**14, 2**14), std=0.5)
+    assert isinstance(weights, np.ndarray) and weights.shape == (2**14, 2**14) and weights.dtype == np.float32
+    assert not weights[5].any() and resident() - before < 2**26 < weights.nbytes / 8
+    assert Blank().normal((2,), np.float64).dtype == np.float64 and Blank(2).integers(1, 5, (3,)).all()
+
+
+def test_blank_gives_zeros_on_every_device(device):
+    zeros = Blank().normal((2, 3))
+    assert backend.device_of(zeros) == backend.device()
+    assert_close(zeros, np.zeros((2, 3), np.float32))
 
 
 def test_integers(device):

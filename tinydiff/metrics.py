@@ -157,6 +157,22 @@ def compare(real: np.ndarray, drawn: np.ndarray, rng: Rng) -> Scores:
     return Scores(frechet_distance(real, drawn), kernel, *precision_recall(real, drawn))
 
 
+# ------------------------------------------------------------------------------- nearness to an original
+
+
+def psnr(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """The peak signal-to-noise ratio of each image, in decibels: 10 log10(2² / mean (x̂ - x)²).
+
+    images, originals: (N, H, W, C), floats in [-1, 1], whose range is 2. Returns (N,), infinite for an image that is
+    its original. Raises ValueError for different shapes or no images.
+    """
+    if images.shape != originals.shape or images.ndim != 4 or not images.size:
+        raise ValueError(f"expected images (N, H, W, C) of one shape, got {images.shape} and {originals.shape}")
+    squared = (images.astype(np.float64) - originals) ** 2
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(4 / squared.mean(axis=(1, 2, 3)))
+
+
 # ------------------------------------------------------------------------------- copies of the training data
 
 

@@ -35,7 +35,7 @@ class Rng:
 
     def at(self, *names: int) -> Rng:
         """The child stream with this name; two names give independent streams, one name always the same."""
-        return Rng(self.seed, self.device, path=(*self.path, *names))
+        return type(self)(self.seed, self.device, path=(*self.path, *names))
 
     @property
     def _seeds(self) -> np.random.SeedSequence:
@@ -49,9 +49,10 @@ class Rng:
             self._generator = backend.random_generator(self._seeds, self.device)
         return self._generator
 
-    def normal(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-        """Draws from N(0, I): an array of this shape, float32 or float64."""
-        return self.generator.standard_normal(shape, dtype=dtype)
+    def normal(self, shape: tuple[int, ...], dtype: Any = np.float32, std: float = 1.0) -> Array:
+        """Draws from N(0, std² I): an array of this shape, float32 or float64."""
+        draws = self.generator.standard_normal(shape, dtype=dtype)
+        return draws if std == 1 else draws * std
 
     def normal_like(self, x: Array) -> Array:
         """Draws from N(0, I) in the shape and dtype of x."""
@@ -68,3 +69,14 @@ class Rng:
     def permutation(self, n: int) -> np.ndarray:
         """The numbers 0..n-1 in random order, int64, always on the host (it orders the data, which lives there)."""
         return np.random.Generator(np.random.PCG64(self._seeds)).permutation(n)
+
+
+class Blank(Rng):
+    """A stream whose normal draws are zeros, for a model that is only counted, or whose weights will be loaded.
+
+    On the host, the zeros take no memory until something is written over them, so that a model of any size can be made.
+    """
+
+    def normal(self, shape: tuple[int, ...], dtype: Any = np.float32, std: float = 1.0) -> Array:
+        """Zeros of this shape, float32 or float64."""
+        return backend.to_device(np.zeros(shape, dtype), self.device)

@@ -57,6 +57,14 @@ def test_what_no_source_has(name, folder):
         source(name, folder).draw(Rng(0), 1, "valid")
 
 
+def test_sources_by_name(folder):
+    assert captioned.source("shapes") == Shapes(32)
+    assert captioned.source("digits").draw(Rng(0), 1)[0].shape == (1, 32, 32, 3)
+    assert captioned.source(str(folder)).captions[1] == ["number 1"]
+    with pytest.raises(DataError, match="shape is not a folder"):
+        captioned.source("shape")
+
+
 # ------------------------------------------------------------------------------- digits
 
 

@@ -117,7 +117,8 @@ def spatial_transformer(x, context, w, heads, groups, mask=None):
 
 def res_block(x, emb, w, groups):
     h = conv(silu(group_norm(x, part(w, "norm1"), groups)), part(w, "conv1"))
-    h = h + linear(emb, part(w, "emb"))[:, None, None, :]
+    if emb is not None:
+        h = h + linear(emb, part(w, "emb"))[:, None, None, :]
     h = conv(silu(group_norm(h, part(w, "norm2"), groups)), part(w, "conv2"))
     return h + (conv(x, part(w, "skip")) if part(w, "skip") else x)
 

@@ -25,6 +25,22 @@ def test_res_block(shape, outputs, device):
     assert layer_gradcheck(layer, x, emb) <= 1e-6
 
 
+@pytest.mark.parametrize("outputs", [4, 6])
+def test_a_block_that_is_told_nothing(outputs, device):
+    x, layer = draw(2, 5, 3, 4), randomised(ResBlock(4, outputs, None, Rng(), groups=2))
+    y, weights = run(layer, x)
+    assert_close(y, reference.res_block(x, None, weights, groups=2), rtol=1e-12)
+    assert layer_gradcheck(layer, x) <= 1e-6
+
+
+def test_an_embedding_too_many_or_too_few_is_refused():
+    x, emb = Tensor(draw(1, 4, 4, 4)), Tensor(draw(1, 5))
+    with pytest.raises(ValueError, match="takes an embedding, got None"):
+        block()(x)
+    with pytest.raises(ValueError, match="takes no embedding, got Tensor"):
+        ResBlock(4, 4, None, Rng(), groups=2)(x, emb)
+
+
 def test_it_starts_as_its_skip():
     x, emb = draw(2, 4, 4, 4, dtype=np.float32), draw(2, 5, dtype=np.float32)
     assert_close(block(4, 4)(x, emb), x)

@@ -5,6 +5,8 @@ source.draw(rng, n, split)    n images, uint8 (n, H, W, 3), and their captions, 
 Shapes(32)                    endless scenes of coloured shapes (shapes.py)
 CaptionedDigits("embedded")   "a handwritten seven"; of Fashion-MNIST, "a photo of an ankle boot"
 CaptionedFolder("my/images")  your own images, with a file captions.txt
+
+source("shapes")              one of these, by the name that the programs' --data takes
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from tinydiff.files import PathLike
 from tinydiff.image import load_png
 from tinydiff.rng import Rng
 
-__all__ = ["Captioned", "CaptionedDigits", "CaptionedFolder", "Shapes"]
+__all__ = ["Captioned", "CaptionedDigits", "CaptionedFolder", "Shapes", "source"]
 
 SPLITS = ("train", "test")
 """Those that every source has; Shapes has another one."""
@@ -39,6 +41,19 @@ class Captioned(Protocol):
         Raises ValueError for n < 1 or a split that the source does not have.
         """
         ...
+
+
+def source(data: str) -> Captioned:
+    """The source that a user names: shapes, digits, fashion, or a folder of images with captions.txt.
+
+    The first three have images of 32 x 32; digits are the 5,000 that the package brings along, and full stands for all
+    of MNIST. Raises DataError as CaptionedFolder, or where MNIST cannot be had.
+    """
+    if data == "shapes":
+        return Shapes()
+    if data in ("digits", "full", "fashion"):
+        return CaptionedDigits("embedded" if data == "digits" else data)
+    return CaptionedFolder(data)
 
 
 # ---------------------------------------------------------------------------------------- MNIST

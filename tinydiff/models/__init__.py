@@ -4,15 +4,19 @@ from tinydiff.models.binomial_diffusion import BinomialDiffusion, BinomialDiffus
 from tinydiff.models.classifier import Classifier, ClassifierConfig
 from tinydiff.models.diffwave import DiffWave, DiffWaveConfig
 from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
+from tinydiff.models.discriminator import AdversarialVAE, LossWeights, PatchDiscriminator
 from tinydiff.models.gan import GAN, GANConfig
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, Text
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
+from tinydiff.models.vae import VAE, VAEConfig
 
 __all__ = [
     "GAN",
+    "VAE",
+    "AdversarialVAE",
     "BinomialDiffusion",
     "BinomialDiffusionConfig",
     "Classifier",
@@ -26,10 +30,13 @@ __all__ = [
     "KarrasDiffusion",
     "LatentDiffusion",
     "LatentDiffusionConfig",
+    "LossWeights",
+    "PatchDiscriminator",
     "PixelDiffusion",
     "PixelDiffusionConfig",
     "PixelInpainting",
     "SceneReader",
     "SceneReaderConfig",
     "Text",
+    "VAEConfig",
 ]

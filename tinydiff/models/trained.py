@@ -13,17 +13,19 @@ from tinydiff.nn import Module
 M = TypeVar("M", bound=Module)
 
 
-def load_trained(path: PathLike, kind: str, make: Callable[[dict[str, Any]], M]) -> M:
+def load_trained(path: PathLike, kind: str, make: Callable[[dict[str, Any]], M], without: str | None = None) -> M:
     """The model in a checkpoint, with the averaged weights (EMA), ready to be used.
 
     path: see `checkpoint.find`. make: gives the model, whatever its weights, of what dataclasses.asdict made of its
-    configuration. Raises CheckpointError as `checkpoint.load` does, and for a configuration or weights that do not fit,
-    as another version of tinydiff may have written.
+    configuration. without: the part of what was trained that is not needed any more. Raises CheckpointError as
+    `checkpoint.load` does, and for a configuration or weights that do not fit, as another version of tinydiff may have
+    written.
     """
     arrays, meta = checkpoint.load(path, kind)
     try:
         model = make(meta["config"])
-        model.load_state_dict(checkpoint.part("ema", arrays))
+        weights = checkpoint.part("ema", arrays)
+        model.load_state_dict({name: a for name, a in weights.items() if not name.startswith(f"{without}.")})
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.find(path)} does not fit this version of tinydiff: {error}") from error
     return model.eval()

@@ -14,7 +14,7 @@ def fan_in_normal(shape: tuple[int, ...], fan_in: int, rng: Rng, scale: float = 
 
     fan_in: how many inputs each output sums. A scale of 0 gives zeros.
     """
-    return Parameter(rng.normal(shape) * (scale * fan_in**-0.5))
+    return Parameter(rng.normal(shape, std=scale * fan_in**-0.5))
 
 
 def constant(value: float, length: int, device: str | None = None) -> Parameter:
