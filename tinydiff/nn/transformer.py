@@ -85,9 +85,9 @@ class TransformerBlock(Module):
     """h = x + Linear(attention(Q, K, V)), then h + MLP(LayerNorm(h)), with Q, K and V linear in LayerNorm(x).
 
     MLP(h) = Linear(f(Linear(h))) with f the activation. x: (B, N, width); visible: boolean, broadcast to (B, heads, N,
-    N), whether a token sees another. The branches do not start at zero, or two towers of a fresh CLIP would pass on their embeddings alone;
-    their last weights are smaller by 1/√(2 layers) (Radford et al. 2019, §2.3), so that all 2 layers of them together
-    add as much as the tokens began with.
+    N), whether a token sees another. The branches do not start at zero, or two towers of a fresh CLIP would pass on
+    their embeddings alone; their last weights are smaller by 1/√(2 layers) (Radford et al. 2019, §2.3), so that all
+    2 layers of them together add as much as the tokens began with.
     """
 
     def __init__(self, config: TransformerConfig, rng: Rng):
