@@ -159,8 +159,8 @@ class CLIP(Module):
 
     def embed_texts(self, ids: Array, mask: Array) -> Tensor:
         """T(y) / ‖T(y)‖: texts as `tokens` gives them -> (B, embedding), from the state at the END token."""
-        xp = array_module(mask)
-        at_end = self.text(ids, mask)[xp.arange(len(mask)), mask.sum(axis=1) - 1]
+        texts, ends = array_module(mask).arange(len(mask)), mask.sum(axis=1) - 1
+        at_end = self.text(ids, mask)[texts, ends]
         return unit(self.text_head(at_end))
 
     def scale(self) -> Tensor:
