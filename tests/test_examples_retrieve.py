@@ -111,7 +111,7 @@ def test_refused(place, monkeypatch, capsys):
         (("a star", *run, "--index", "file"), "file is not a folder"),
         (("--image", "nowhere.png", *run), "cannot read nowhere.png"),
         (("--image", "pictures/notes.txt", *run), "is not a picture"),
-        (("a star", *run, "--k", 0), "got k = 0"),
+        (("a star", *run, "--k", 0), "--k must be at least 1, got 0"),
         (("a star", *run, "--faiss"), "faiss is not installed"),
         (("a star", *run, "--out", "file/sheet.png"), "file is not a folder"),
     ]
