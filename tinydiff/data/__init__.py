@@ -4,6 +4,7 @@ mnist          real digits: 5,000 in the package, all of MNIST, Fashion-MNIST, o
 heartbeat      bits with a pulse in every fifth place
 toys           points in the plane: moons, spirals, ...; a mixture of Gaussians, exactly known
 shapes         scenes of coloured shapes, endless, with captions that a program writes and understands
+captioned      images with captions in one form: shapes, digits, clothes, the images of a folder
 audio          notes that the package plays, WAV files, folders of them
 spectrum       what they look like: STFT, mel spectrograms, the pitch of a note
 loader         batches whose content depends on the seed and the step alone

@@ -7,7 +7,8 @@ parse("a red circle").fits(scene)        whether the scene is what a caption say
 Shapes(32).draw(rng, n)                  n pictures and their captions, as training wants them
 
 A caption is a row of phrases of PHRASES in the order of GRAMMAR, so that `parse` is the exact inverse of `caption`. The
-pairs in HELD_OUT, such as a red triangle, are never drawn for training: who draws one has learned to compose.
+pairs in HELD_OUT, such as a red triangle, are never drawn for training: a model that draws one has put it together
+itself.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ COLOURS = {
     "purple": (150, 50, 190),
     "pink": (255, 135, 200),
 }
-"""Of things: red, green, blue in 0..255."""
+"""The colours of things: red, green, blue in 0..255."""
 
 SIZES = {"small": 0.13, "big": 0.24}
 """Half the height of a thing; the picture's is 1."""
@@ -61,31 +62,32 @@ BACKGROUNDS = {
 }
 """The two colours of each: of the stripes or the squares, a quarter of the picture wide."""
 
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 
-def _wheel(*radii: float, n: int, turn: float = 0.0) -> list[tuple[float, float]]:
-    """n points around the origin, clockwise from the top, at each radius in turn."""
-    angles = (2 * math.pi * (i + turn) / n for i in range(n))
+RING_WIDTH = 0.065
+"""Of big and small ones alike, so that a small thing lies clear inside a big ring."""
+
+ARM = 0.36
+"""Half the width of a cross's arms, where half its height is 1."""
+
+
+def _wheel(*radii: float, n: int) -> list[tuple[float, float]]:
+    """n points around (0, 0), clockwise from the top, at each radius in turn."""
+    angles = (2 * math.pi * i / n for i in range(n))
     return [(r * math.sin(a), -r * math.cos(a)) for a, r in zip(angles, itertools.cycle(radii), strict=False)]
 
 
-_ARM = 0.36
 OUTLINES = {
     "circle": _wheel(1.0, n=64),
     "square": [(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)],
     "triangle": [(0.0, -1.0), (1.05, 0.85), (-1.05, 0.85)],
     "star": _wheel(1.1, 0.48, n=10),
-    "ring": _wheel(1.0, n=64),
     "cross": [
-        (-_ARM, -1.0), (_ARM, -1.0), (_ARM, -_ARM), (1.0, -_ARM), (1.0, _ARM), (_ARM, _ARM),
-        (_ARM, 1.0), (-_ARM, 1.0), (-_ARM, _ARM), (-1.0, _ARM), (-1.0, -_ARM), (-_ARM, -_ARM),
+        (-ARM, -1.0), (ARM, -1.0), (ARM, -ARM), (1.0, -ARM), (1.0, ARM), (ARM, ARM),
+        (ARM, 1.0), (-ARM, 1.0), (-ARM, ARM), (-1.0, ARM), (-1.0, -ARM), (-ARM, -ARM),
     ],
 }  # fmt: skip
-"""Of a thing around (0, 0) whose half height is about 1: the corners (x, y)."""
-
-RING_WIDTH = 0.065
-"""Of big and small ones alike, so that a small thing lies clear inside a big ring."""
-
-SHAPES = tuple(OUTLINES)
+"""The corners (x, y) of each shape but the ring, around (0, 0) and about 1 in half its height."""
 
 CONTAINERS = ("circle", "square", "ring")
 """Shapes that a small thing can be inside of, if they are big."""
@@ -212,18 +214,16 @@ def _draw_pattern(pen: Any, background: str, side: int) -> None:
 
 
 def _draw_item(pen: Any, item: Item, side: int) -> None:
-    half = SIZES[item.size]
-    corners = [((item.x + half * x) * side - 0.5, (item.y + half * y) * side - 0.5) for x, y in OUTLINES[item.shape]]
-    if item.shape != "ring":
-        pen.polygon(corners, fill=COLOURS[item.colour])
-        return
-    (_, top), (right, _) = corners[0], corners[len(corners) // 4]
-    box = (2 * item.x * side - 1 - right, top, right, 2 * item.y * side - 1 - top)
-    pen.ellipse(box, outline=COLOURS[item.colour], width=round(RING_WIDTH * side))
+    half = SIZES[item.size] * side
+    x, y = item.x * side - 0.5, item.y * side - 0.5  # of Pillow's pixels, the centres have whole numbers
+    colour = COLOURS[item.colour]
+    if item.shape == "ring":
+        pen.ellipse((x - half, y - half, x + half, y + half), outline=colour, width=round(RING_WIDTH * side))
+    else:
+        pen.polygon([(x + half * dx, y + half * dy) for dx, dy in OUTLINES[item.shape]], fill=colour)
 
 
 # ---------------------------------------------------------------------------------------- random scenes
-
 
 INSIDE = 0.2
 """How often, of two things, one is inside the other."""

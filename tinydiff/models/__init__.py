@@ -8,6 +8,7 @@ from tinydiff.models.gan import GAN, GANConfig
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
+from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
 
 __all__ = [
     "GAN",
@@ -25,4 +26,6 @@ __all__ = [
     "PixelDiffusion",
     "PixelDiffusionConfig",
     "PixelInpainting",
+    "SceneReader",
+    "SceneReaderConfig",
 ]
