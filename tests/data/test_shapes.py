@@ -222,10 +222,10 @@ def test_the_number_of_things():
 
 
 @PROPERTY
-@given(seed=SEEDS, split=st.sampled_from(SPLITS), full=st.booleans())
-def test_a_caption_is_understood_and_fits_its_scene(seed, split, full):
+@given(seed=SEEDS, split=st.sampled_from(SPLITS), full=st.booleans(), brief=st.booleans())
+def test_a_caption_is_understood_and_fits_its_scene(seed, split, full, brief):
     scene = random_scene(Rng(seed).at(0), split)
-    description = parse(caption(scene, Rng(seed).at(1), full))
+    description = parse(caption(scene, Rng(seed).at(1), full, brief))
     assert description.fits(scene) and len(description.things) == len(scene.items)
     if full:
         named = [vars(thing) | {"place": thing.place or description.relation} for thing in description.things]
@@ -283,13 +283,16 @@ def test_what_a_caption_of_one_thing_leaves_out_may_be_anything(seed):
         assert description.fits(new) == (named is None), (kind, description)
 
 
-def test_captions_leave_out_about_what_they_are_said_to():
-    scenes = [random_scene(Rng(0).at(i), number=1) for i in range(1500)]
-    descriptions = [parse(caption(scene, Rng(1).at(i))) for i, scene in enumerate(scenes)]
-    for kind in ("colour", "size", "place"):
+@pytest.mark.parametrize("brief", [False, True])
+def test_captions_leave_out_about_what_they_are_said_to(brief):
+    """Without a shape the colour is always named."""
+    _, captions = Shapes(4, number=1, brief=brief).draw(Rng(0), 1500)
+    descriptions, often = [parse(text) for text in captions], shapes.BRIEF if brief else shapes.NAMED
+    expected = often | {"colour": 1 - often["shape"] * (1 - often["colour"])}
+    for kind in ("shape", "colour", "size", "place"):
         named = np.mean([getattr(d.things[0], kind) is not None for d in descriptions])
-        assert abs(named - shapes.NAMED[kind]) < 0.05, kind
-    assert abs(np.mean([d.background is not None for d in descriptions]) - 0.6) < 0.05
+        assert abs(named - expected[kind]) < 0.05, kind
+    assert abs(np.mean([d.background is not None for d in descriptions]) - often["background"]) < 0.05
 
 
 def test_every_phrase_is_said_and_understood_as_one_thing():

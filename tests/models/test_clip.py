@@ -35,10 +35,10 @@ SMALL = CLIPConfig(
     Tokenizer.train(CAPTIONS * 2, MERGED + 12).merges,
     length=20,
     text=TransformerConfig(8, 2, 2, 2, causal=True),
-    image=TransformerConfig(6, 1, 3, 2),
-    size=6,
+    image=TransformerConfig(8, 1, 4, 2),
+    size=8,
     channels=2,
-    patch=3,
+    patch=4,
     embedding=5,
 )
 
@@ -50,7 +50,7 @@ def made(dtype=np.float64):
 
 
 def images(n, dtype=np.float64):
-    return np.random.default_rng(n).uniform(-1, 1, (n, 6, 6, 2)).astype(dtype)
+    return np.random.default_rng(n).uniform(-1, 1, (n, 8, 8, 2)).astype(dtype)
 
 
 # --------------------------------------------------------------------------------------- against loops
@@ -74,12 +74,14 @@ def test_the_loss_is_the_loop(N, seed, scale):
 
 
 def slow_embeddings(weights, x, texts):
-    """Both towers by the formulas of the references: pixels by pixels, text by text."""
+    """Both towers by the formulas of the references: image by image, text by text."""
     own = reference.part
     seen = []
     for image in x:
-        patches = [image[i : i + 3, j : j + 3].ravel() for i in (0, 3) for j in (0, 3)]
-        tokens = reference.linear(np.array(patches), own(weights, "image.pixels")) + weights["image.places"]
+        h = reference.conv(image[None], own(weights, "image.convs.0"), stride=2)
+        h = reference.silu(reference.group_norm(h, own(weights, "image.norms.0"), 8))
+        h = reference.conv(h, own(weights, "image.convs.1"), stride=2)[0]  # 2 x 2 pixels, each a patch's
+        tokens = np.array([h[0, 0], h[0, 1], h[1, 0], h[1, 1]]) + weights["image.places"]
         h = reference.transformer(tokens[None], own(weights, "image.transformer"), SMALL.image)[0].mean(axis=0)
         seen.append(h @ weights["image_head.weight"])
     read = []
@@ -164,7 +166,7 @@ def test_the_scale_begins_at_one_over_the_temperature_and_is_capped():
 
 def test_it_learns_which_text_belongs_to_which_image():
     colours = {"red": (1, -1), "blue": (-1, 1), "pink": (1, 1), "black": (-1, -1)}
-    pictures = np.stack([np.broadcast_to(np.float32(c), (6, 6, 2)) for c in colours.values()])
+    pictures = np.stack([np.broadcast_to(np.float32(c), (8, 8, 2)) for c in colours.values()])
     model = CLIP(SMALL, Rng(0))
     ids, mask = model.tokens(list(colours))
     adam = AdamW(model.parameters())
@@ -266,7 +268,10 @@ def test_the_published_text_tower_has_123_060_480_parameters():
         ({"channels": 0}, "sizes of at least 1"),
         ({"embedding": 0}, "sizes of at least 1"),
         ({"patch": 0}, "sizes of at least 1"),
-        ({"patch": 5}, "a patch that divides the size"),
+        ({"patch": 3, "size": 36}, "2, 4, 8, ... and divide .* got 3"),
+        ({"patch": 1}, "got 1"),
+        ({"patch": 4, "size": 34}, "and divide the size 34"),
+        ({"image": TransformerConfig(12)}, "must be a multiple of 8, got 12"),
         ({"length": 1}, "2 tokens, 2 places"),
         ({"text": TransformerConfig(8, 1, 1)}, "a causal transformer"),
     ],
@@ -278,8 +283,8 @@ def test_a_clip_that_cannot_be(fields, words):
 
 def test_bad_input(tmp_path):
     model = made(np.float32)
-    for shape in ((2, 6, 6, 3), (2, 8, 6, 2), (6, 6, 2)):
-        with pytest.raises(ValueError, match=r"\(N, 6, 6, 2\), got"):
+    for shape in ((2, 6, 6, 3), (2, 8, 6, 2), (8, 8, 2)):
+        with pytest.raises(ValueError, match=r"\(N, 8, 8, 2\), got"):
             model.image_embedding(np.zeros(shape, np.float32))
     for call in (lambda: model.image_embedding(images(0)), lambda: model.text_embedding([])):
         with pytest.raises(ValueError, match="one image or text at least, got none"):
