@@ -13,6 +13,7 @@ itself.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -281,6 +282,20 @@ def _near(draws: np.random.Generator, place: str, size: str) -> tuple[float, flo
     return x, y
 
 
+def with_other_shapes(scene: Scene, rng: Rng) -> Scene:
+    """The scene with random shapes in place of its own, of pairs that are seen in training; what has a thing inside
+    remains a container."""
+    draws = _host(rng)
+    inside = len(scene.items) == 2 and relation(*scene.items) in ("inside", "around")
+    pools = [CONTAINERS if inside and item.size == "big" else SHAPES for item in scene.items]
+    shapes = [
+        _one_of(draws, [shape for shape in pool if (shape, item.colour) in SEEN])
+        for pool, item in zip(pools, scene.items, strict=True)
+    ]
+    items = (dataclasses.replace(item, shape=shape) for item, shape in zip(scene.items, shapes, strict=True))
+    return Scene(tuple(items), scene.background)
+
+
 def _host(rng: Rng) -> np.random.Generator:
     """A generator for many small draws: NumPy's, whatever the device."""
     return Rng(rng.seed, "cpu", path=rng.path).generator
@@ -512,13 +527,19 @@ class Shapes:
     """An endless source of captioned scenes (see captioned.py).
 
     size: height and width of the pictures. number: of things in each, 1 or 2, by default either. full: captions name
-    everything. brief: they leave out most.
+    everything. brief: they leave out most. alike: so many scenes in a row differ in the shapes of their things alone,
+    so that these must be told apart. Raises ValueError if alike is below 1.
     """
 
     size: int = 32
     number: int | None = None
     full: bool = False
     brief: bool = False
+    alike: int = 1
+
+    def __post_init__(self) -> None:
+        if self.alike < 1:
+            raise ValueError(f"at least 1 scene in a row is alike, got {self.alike}")
 
     def scenes(self, rng: Rng, n: int, split: str = "train") -> list[Scene]:
         """n random scenes; the first ones are the same for every n. ValueError for n < 1, or as random_scene."""
@@ -526,7 +547,8 @@ class Shapes:
             raise ValueError(f"the number of scenes must be at least 1, got {n}")
         _check_name("split", split, SPLITS)
         mine = rng.at(SPLITS.index(split))
-        return [random_scene(mine.at(i, 0), split, self.number) for i in range(n)]
+        scenes = [random_scene(mine.at(i - i % self.alike, 0), split, self.number) for i in range(n)]
+        return [with_other_shapes(scene, mine.at(i, 2)) if i % self.alike else scene for i, scene in enumerate(scenes)]
 
     def draw(self, rng: Rng, n: int, split: str = "train") -> tuple[np.ndarray, list[str]]:
         """The pictures of `scenes`, uint8 (n, size, size, 3), and a caption of each."""
