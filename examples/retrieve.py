@@ -24,7 +24,7 @@ import numpy as np
 from tinydiff import cli, image
 from tinydiff.data.shapes import Scene, Shapes, draw
 from tinydiff.files import atomic_file
-from tinydiff.models.clip import CLIP
+from tinydiff.models import CLIP
 from tinydiff.retrieval import ABOUT, Found, Index, fingerprint
 from tinydiff.rng import Rng
 

@@ -2,6 +2,7 @@
 
 from tinydiff.models.binomial_diffusion import BinomialDiffusion, BinomialDiffusionConfig
 from tinydiff.models.classifier import Classifier, ClassifierConfig
+from tinydiff.models.clip import CLIP, CLIPConfig
 from tinydiff.models.diffwave import DiffWave, DiffWaveConfig
 from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
 from tinydiff.models.gan import GAN, GANConfig
@@ -9,11 +10,14 @@ from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
+from tinydiff.models.tokenizer import Tokenizer
 
 __all__ = [
+    "CLIP",
     "GAN",
     "BinomialDiffusion",
     "BinomialDiffusionConfig",
+    "CLIPConfig",
     "Classifier",
     "ClassifierConfig",
     "DiffWave",
@@ -28,4 +32,5 @@ __all__ = [
     "PixelInpainting",
     "SceneReader",
     "SceneReaderConfig",
+    "Tokenizer",
 ]
