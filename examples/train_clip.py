@@ -1,6 +1,6 @@
 """Train CLIP: two towers that learn from captions which image and which text belong together (E25).
 
-    python examples/train_clip.py                     scenes of shapes, endless; half an hour of one CPU core
+    python examples/train_clip.py                     scenes of shapes, endless; ten minutes of one CPU core
     python examples/train_clip.py --data fashion      clothes ("a photo of an ankle boot"); or digits ("a seven")
     python examples/train_clip.py --data FOLDER       your images, with a captions file: tinydiff/data/captioned.py
     python examples/train_clip.py --resume runs/clip  go on after Ctrl-C, or after the power went
@@ -220,7 +220,7 @@ def cosines_picture(path: pathlib.Path, model: CLIP, images: np.ndarray, caption
 
     cosines = model.text_embedding(captions) @ model.image_embedding(images).T
     n = len(captions)
-    figure = Figure(figsize=(11, 6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, 6), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(cosines, cmap="viridis", vmin=-0.6, vmax=1, extent=(0, n, n, 0))
     for i, picture in enumerate(images):
