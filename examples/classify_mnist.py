@@ -12,33 +12,44 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from dataclasses import dataclass
 
 import numpy as np
 
-from tinydiff import checkpoint, cli, image
+from tinydiff import cli, image, program
 from tinydiff.data import mnist
 from tinydiff.files import atomic_file
 from tinydiff.models.classifier import Classifier, ClassifierConfig, reading_loss
+from tinydiff.program import Run, fit
 from tinydiff.rng import Rng
-from tinydiff.train import Training, TrainSettings, train
+from tinydiff.train import TrainSettings
 
 WEIGHTS, ORDER, NOISE = range(3)
 """The names of the run's random streams."""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a run computes, and the defaults of the command line."""
+
+    data: str = "embedded"
+    steps: int = 500
+    batch_size: int = 128
+    lr: float = 2e-3
+    seed: int = 0
+
+    def settings(self) -> TrainSettings:
+        """How to train."""
+        return TrainSettings(self.steps, self.lr, weight_decay=0.05, ema_decay=0.99)
+
+
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """The command line. Flags that a Recipe has are None unless given."""
     parser = cli.parser(__doc__)
-    parser.add_argument(
-        "--data", default="embedded", help="embedded (default), full, fashion, or a folder of IDX files"
-    )
-    parser.add_argument("--steps", type=int, default=500, metavar="N", help="gradient steps (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal bits")
-    cli.add_device(parser)
-    parser.add_argument("--out", metavar="DIR", help="default: runs/classify, or a new runs/classify-2, ...")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped, with its own settings")
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--data", help="embedded, full, fashion, or a folder with the IDX files (default: embedded)")
+    program.add_training_flags(parser, Recipe(), "images")
+    program.add_run_flags(parser, "runs/classify")
     return parser.parse_args()
 
 
@@ -46,28 +57,17 @@ def main() -> None:
     """Train, or go on with a run, then test."""
     options = parse()
     with cli.on_device(options.device):
-        if options.resume is None:
-            folder = cli.new_folder(options.out, "runs/classify")
-            settings = TrainSettings(options.steps, options.lr, weight_decay=0.05, ema_decay=0.99)
-            about = {"data": options.data, "batch_size": options.batch_size, "seed": options.seed}
-            run(settings, about, folder)
-        else:
-            folder = pathlib.Path(options.resume)
-            arrays, meta = checkpoint.load(folder, Classifier.kind, resume=True)
-            run(TrainSettings(**meta["settings"]), meta["about"], folder, (arrays, meta))
+        train(program.start_or_resume(options, Recipe(), "runs/classify", Classifier.kind))
 
 
-def run(settings: TrainSettings, about: dict, folder: pathlib.Path, saved: tuple[dict, dict] | None = None) -> None:
-    """Train in this folder, from the start or from what its checkpoint holds, and test the averaged weights."""
-    rng = Rng(about["seed"])
-    digits, test = mnist.load(about["data"], "train"), mnist.load(about["data"], "test")
+def train(run: Run[Recipe]) -> None:
+    """Train by the recipe of this run, from the start or from what was saved, and test the averaged weights."""
+    recipe, folder, rng = run.recipe, run.folder, Rng(run.recipe.seed)
+    digits, test = mnist.load(recipe.data, "train"), mnist.load(recipe.data, "test")
     model = Classifier(ClassifierConfig(digits.images.shape[1:], len(digits.class_names)), rng.at(WEIGHTS))
-    loss_at = reading_loss(model, digits.images, digits.labels, about["batch_size"], rng.at(ORDER))
-    training = Training(model, settings, folder / checkpoint.NAME, about)
-    if saved is not None:
-        training.restore(*saved)
-    resume_with = cli.command(__file__, "--resume", folder)
-    train(training, loss_at, rng.at(NOISE), batch_size=about["batch_size"], resume_with=resume_with)
+    loss_at = reading_loss(model, digits.images, digits.labels, recipe.batch_size, rng.at(ORDER))
+    what = f"{len(digits):,} images"
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images")
 
     model.eval()
     with training.ema.applied():

@@ -104,11 +104,12 @@ def main() -> None:
             samples = draw(model, how, options, rng.at(SAMPLES))
         else:
             check_fits(judge, test[0], samples[0].shape[1:3], options.train_on_samples and samples[1] is None)
+            samples = in_order(rng.at(CHOICE).permutation(len(samples[0])), samples)  # a file may be sorted by class
         n = min(options.n, len(samples[0]), len(test[0]), len(training[0]))
         if n < FEWEST:
             found = f"{len(samples[0])} samples and {len(test[0])} test images"
             raise ValueError(f"measuring takes at least {FEWEST} images of each, got {found}")
-        samples, test = first(n, samples), first(n, test)
+        samples, test = (in_order(slice(n), labelled) for labelled in (samples, test))
         columns = {"samples": samples, "real test images": test}
         rows = [measure(judge, *columns[name], training[0], test[0], rng) for name in columns]
         if options.train_on_samples:
@@ -138,14 +139,14 @@ Labelled = tuple[np.ndarray, np.ndarray | None]
 
 def signed(digits: mnist.Digits, rng: Rng) -> Labelled:
     """Real images in random order."""
-    order = rng.permutation(len(digits))
-    return image.to_signed(digits.images[order][..., None]), digits.labels[order]
+    images, labels = in_order(rng.permutation(len(digits)), (digits.images, digits.labels))
+    return image.to_signed(images[..., None]), labels
 
 
-def first(n: int, labelled: Labelled) -> Labelled:
-    """The first n images and their labels."""
+def in_order(order: np.ndarray | slice, labelled: Labelled) -> Labelled:
+    """The images at these places, and their labels."""
     images, labels = labelled
-    return images[:n], None if labels is None else labels[:n]
+    return images[order], None if labels is None else labels[order]
 
 
 def load_array(path: pathlib.Path) -> Labelled | None:

@@ -1,7 +1,7 @@
 """Paint what is missing of an image with a trained model (E36).
 
     python examples/inpaint.py mnist 207 --mask bottom            test digit 207 without its lower half, 8 times
-    python examples/inpaint.py runs/inpainting 207 --mask centre  by a model of train_inpainting.py, which is far faster
+    python examples/inpaint.py inpainting 207 --mask centre       by a model trained for it, which is far faster
     python examples/inpaint.py mnist mine.png --mask mask.png     your own picture and mask, white where it is known
     python examples/inpaint.py mnist 207 --mask top --label 6     tell the model which digit it is to make of it
 
@@ -30,7 +30,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = cli.parser(__doc__)
     parser.add_argument(
-        "run", metavar="RUN", type=pathlib.Path, help="folder of a training run, or a shipped model: mnist"
+        "run", metavar="RUN", type=pathlib.Path, help="folder of a run, or a shipped model: mnist, inpainting"
     )
     parser.add_argument(
         "image",

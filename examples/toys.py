@@ -21,19 +21,21 @@ import argparse
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tinydiff import backend, checkpoint, cli, image
+from tinydiff import backend, cli, image, program
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array
 from tinydiff.data import toys
 from tinydiff.data.loader import Batches
 from tinydiff.diffusion import Schedule, classifier_free, ddpm, denoiser, draw_t, simple_loss
 from tinydiff.nn import MLP, MLPConfig
+from tinydiff.program import Run, fit
 from tinydiff.rng import Rng
-from tinydiff.train import Training, TrainSettings, train
+from tinydiff.train import TrainSettings
 from tinydiff.workers import Share
 
 DATA, WEIGHTS, ORDER, NOISE, SAMPLES = range(5)
@@ -45,6 +47,9 @@ POINTS = 20_000
 LABEL_DROP = 0.1
 """The share of labels hidden in training, so that guidance has something to move away from (E35)."""
 
+DRAWING = frozenset({"n", "label", "guidance"})
+"""The flags of what to draw, which decide nothing of the training."""
+
 REACH = 2.8
 """The pictures show -REACH..REACH in both coordinates."""
 
@@ -55,19 +60,31 @@ class ToyModel(MLP):
     kind = "toy"
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a run computes, and the defaults of the command line."""
+
+    figure: str = "moons"
+    steps: int = 2000
+    batch_size: int = 256
+    lr: float = 3e-3
+    timesteps: int = 200
+    width: int = 128
+    seed: int = 0
+
+    def settings(self) -> TrainSettings:
+        """How to train."""
+        return TrainSettings(self.steps, self.lr, warmup=50, betas=(0.9, 0.99), ema_decay=0.99)
+
+
 def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = cli.parser(__doc__)
-    parser.add_argument("figure", nargs="?", default="moons", choices=toys.TOYS, help="default: %(default)s")
-    how = parser.add_argument_group("how to train")
-    how.add_argument("--steps", type=int, default=2000, metavar="N", help="gradient steps (default: %(default)s)")
-    how.add_argument("--batch-size", type=int, default=256, metavar="N", help="points a step (default: %(default)s)")
-    how.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)s)")
-    how.add_argument(
-        "--timesteps", type=int, default=200, metavar="T", help="steps of diffusion (default: %(default)s)"
-    )
-    how.add_argument("--width", type=int, default=128, metavar="N", help="of the network (default: %(default)s)")
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal bits")
+    """The command line. Flags that a Recipe has are None unless given."""
+    parser, usual = cli.parser(__doc__), Recipe()
+    parser.add_argument("figure", nargs="?", choices=toys.TOYS, help=f"default: {usual.figure}")
+    program.add_training_flags(parser, usual, "points")
+    how = parser.add_argument_group("of what size")
+    how.add_argument("--timesteps", type=int, metavar="T", help=f"steps of diffusion (default: {usual.timesteps})")
+    how.add_argument("--width", type=int, metavar="N", help=f"of the network (default: {usual.width})")
     what = parser.add_argument_group("what to draw")
     what.add_argument("--n", type=int, default=2000, metavar="N", help="particles (default: %(default)s)")
     what.add_argument("--label", type=int, metavar="K", help="only this part of the figure (default: all parts)")
@@ -78,10 +95,7 @@ def parse() -> argparse.Namespace:
         metavar="S",
         help="1 is none, more exaggerates the label (E35; default: 1)",
     )
-    where = parser.add_argument_group("where")
-    cli.add_device(where)
-    where.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/toys, or a new runs/toys-2, ...)")
-    where.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped, as it was set to train")
+    program.add_run_flags(parser, "runs/toys")
     return parser.parse_args()
 
 
@@ -93,31 +107,18 @@ def main() -> None:
     if not math.isfinite(options.guidance):
         raise ValueError(f"--guidance must be a finite number, got {options.guidance}")
     with cli.on_device(options.device):
-        if options.resume is None:
-            folder = cli.new_folder(options.out, "runs/toys")
-            settings = TrainSettings(options.steps, options.lr, warmup=50, betas=(0.9, 0.99), ema_decay=0.99)
-            names = ("figure", "batch_size", "timesteps", "width", "seed")
-            run(settings, {name: getattr(options, name) for name in names}, folder, options)
-        else:
-            folder = pathlib.Path(options.resume)
-            arrays, meta = checkpoint.load(folder, ToyModel.kind, resume=True)
-            run(TrainSettings(**meta["settings"]), meta["about"], folder, options, (arrays, meta))
+        train(program.start_or_resume(options, Recipe(), "runs/toys", ToyModel.kind, DRAWING))
 
 
-def run(
-    settings: TrainSettings,
-    about: dict[str, Any],
-    folder: pathlib.Path,
-    options: argparse.Namespace,
-    saved: tuple[dict, dict] | None = None,
-) -> None:
-    """Train in this folder, from the start or from what its checkpoint holds, and draw with the averaged weights."""
-    rng, schedule = Rng(about["seed"]), Schedule.linear(about["timesteps"])
-    data = toys.draw(about["figure"], POINTS, rng.at(DATA))
+def train(run: Run[Recipe]) -> None:
+    """Train by the recipe of this run, from the start or from what was saved, and draw with the averaged weights."""
+    recipe, options, folder = run.recipe, run.options, run.folder
+    rng, schedule = Rng(recipe.seed), Schedule.linear(recipe.timesteps)
+    data = toys.draw(recipe.figure, POINTS, rng.at(DATA))
     if options.label is not None and not 0 <= options.label < data.classes:
-        raise ValueError(f"{about['figure']} has the labels 0..{data.classes - 1}, got --label {options.label}")
-    model = ToyModel(MLPConfig(width=about["width"], classes=data.classes), rng.at(WEIGHTS))
-    batches = Batches(data.x, data.labels, batch_size=about["batch_size"], rng=rng.at(ORDER))
+        raise ValueError(f"{recipe.figure} has the labels 0..{data.classes - 1}, got --label {options.label}")
+    model = ToyModel(MLPConfig(width=recipe.width, classes=data.classes), rng.at(WEIGHTS))
+    batches = Batches(data.x, data.labels, batch_size=recipe.batch_size, rng=rng.at(ORDER))
 
     def loss_at(step: int, rng: Rng, share: Share) -> Tensor:
         points, labels = (share.of(a) for a in batches.at(step - 1))
@@ -126,13 +127,8 @@ def run(
         t, eps = draw_t(rng.at(1), len(x_0), schedule.T), rng.at(2).normal_like(x_0)
         return simple_loss(network(model, shown), x_0, t, eps, schedule)
 
-    training = Training(model, settings, folder / checkpoint.NAME, about)
-    if saved is not None:
-        training.restore(*saved)
-    print(f"{about['figure']}: {POINTS:,} points, {model.count_parameters():,} parameters; the run is in {folder}")
-    resume_with = cli.command(__file__, "--resume", folder)
-    train(training, loss_at, rng.at(NOISE), batch_size=about["batch_size"], resume_with=resume_with, unit="points")
-    image.loss_curve(folder / "loss.png", range(1, training.step + 1), training.losses.tolist())
+    what = f"{recipe.figure}: {POINTS:,} points"
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="points")
     with training.ema.applied():
         draw(model, schedule, data, rng.at(SAMPLES), options, folder)
     print(f"{folder / 'samples.png'} shows data and samples; particles.gif and field.gif how they came about.")

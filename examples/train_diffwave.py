@@ -2,7 +2,8 @@
 
     python examples/train_diffwave.py                         notes, named to the model; ten minutes on two CPU cores
     python examples/train_diffwave.py --condition none        a model that is never told the note
-    python examples/train_diffwave.py --condition mel         a vocoder: from a mel spectrogram back to sound
+    python examples/train_diffwave.py --condition mel         a vocoder: from a mel spectrogram back to sound;
+                                                             twenty minutes
     python examples/train_diffwave.py --data FOLDER           your own WAV files; sub-folders are classes
     python examples/train_diffwave.py --resume runs/diffwave  go on after Ctrl-C, or after the power went
 

@@ -5,7 +5,8 @@
     python examples/train_mnist.py --no-class-conditional  a model that is never told which digit it sees
     python examples/train_mnist.py --recipe ddpm           the deck's plain recipe (Ho et al. 2020)
     python examples/train_mnist.py --recipe shipped        the model that the package brings along; two hours
-    python examples/train_mnist.py --recipe likelihood     as that, for few bits (evaluate_nll.py) and not for the eye
+    python examples/train_mnist.py --recipe likelihood     as that, for few bits (evaluate_nll.py) and not for the eye;
+                                                           40 minutes
     python examples/train_mnist.py --resume runs/mnist     go on after Ctrl-C, or after the power went
 
 The folder of the run receives samples_000000.png, ... (the same noise turned into digits by the model as it learns),
@@ -135,7 +136,7 @@ RECIPES = {
         base=48,
     ),
 }
-RECIPES["likelihood"] = dataclasses.replace(RECIPES["shipped"], weighting="vlb", fourier=(4, 5, 6))
+RECIPES["likelihood"] = dataclasses.replace(RECIPES["shipped"], steps=6000, weighting="vlb", fourier=(4, 5, 6))
 
 
 def parse() -> argparse.Namespace:

@@ -80,6 +80,16 @@ def test_evaluate_a_model(folder, call):
     assert table(call(EVALUATE, folder / "plain.npz", *arguments)[1])["show the class asked for"][0] == ""
 
 
+def test_of_a_sorted_file_all_kinds_are_measured(call, tmp_path):
+    """Black images first, then white ones: --n of them are both, and no distance is that of black alone."""
+    kinds = [np.zeros((60, 28, 28), np.float32), np.ones((60, 28, 28), np.float32)]
+    rows = {}
+    for name, samples in (("black", kinds[0]), ("sorted", np.concatenate(kinds))):
+        np.savez(tmp_path / f"{name}.npz", samples=samples)
+        rows[name] = table(call(EVALUATE, f"{name}.npz", "--n", 30)[1])
+    assert rows["black"]["Fréchet distance"][0] != rows["sorted"]["Fréchet distance"][0]
+
+
 def test_evaluate_an_array(call):
     """Of the samples 25 are training images, which is found out and shown; the labels are those of the file."""
     digits = mnist.load("embedded", "train")

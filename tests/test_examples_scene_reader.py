@@ -77,6 +77,18 @@ def test_stopped_and_resumed_it_ends_in_the_same_bits(call, tmp_path, monkeypatc
     assert resumed.splitlines()[1:5] == whole.splitlines()[1:5]  # how well it reads
 
 
+def test_it_is_tested_with_the_averaged_weights(call, tmp_path, monkeypatch):
+    read, weights = SceneReader.read, []
+
+    def noting(self, images):
+        weights.append(self.thing.weight.numpy().copy())
+        return read(self, images)
+
+    monkeypatch.setattr(SceneReader, "read", noting)
+    assert call(*TOY, "--out", tmp_path)[0] == 0
+    assert np.array_equal(weights[-1], SceneReader.load(tmp_path).thing.weight.numpy())
+
+
 def test_minutes_are_a_number_of_steps(call, tmp_path):
     code, *_ = call(*TOY[2:], "--minutes", 0.001, "--out", tmp_path)
     arrays, meta = checkpoint.load(tmp_path, SceneReader.kind)

@@ -67,6 +67,11 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split(","))
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """The value of a flag that takes "1,2.5,3"."""
+    return tuple(float(x) for x in text.split(","))
+
+
 def new_folder(chosen: str | None, default: str) -> pathlib.Path:
     """Make the folder for a new run: the one that was chosen, else the default, or default-2, default-3, ...
 

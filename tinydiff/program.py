@@ -66,13 +66,14 @@ def add_training_flags(parser: argparse.ArgumentParser, usual: Any, items: str) 
     how.add_argument("--seed", type=int, metavar="N", help=f"equal seeds give equal bits (default: {usual.seed})")
 
 
-def add_run_flags(parser: argparse.ArgumentParser, default: str, sample_every: str) -> None:
-    """Add the flags of where: --device, --out, --sample-every (and what --help says of it), --save-every, --resume."""
+def add_run_flags(parser: argparse.ArgumentParser, default: str, sample_every: str | None = None) -> None:
+    """Add the flags of where: --device, --out, --save-every, --resume, and --sample-every if there is help for it."""
     where = parser.add_argument_group("where")
     cli.add_device(where)
     out = f"folder of the run (default: {default}, or a new {default}-2, ...)"
     where.add_argument("--out", metavar="DIR", help=out)
-    where.add_argument("--sample-every", type=int, metavar="N", help=sample_every)
+    if sample_every:
+        where.add_argument("--sample-every", type=int, metavar="N", help=sample_every)
     where.add_argument(
         "--save-every", type=float, default=30, metavar="S", help="seconds between checkpoints (default: 30)"
     )
@@ -81,14 +82,17 @@ def add_run_flags(parser: argparse.ArgumentParser, default: str, sample_every: s
     )
 
 
-def start_or_resume(options: argparse.Namespace, usual: R, default: str, kind: str) -> Run[R]:
+def start_or_resume(
+    options: argparse.Namespace, usual: R, default: str, kind: str, free: frozenset[str] = frozenset()
+) -> Run[R]:
     """The run that the flags ask for: a new one, or with --resume the one in that folder, or in the latest.
 
     usual: the recipe whose fields the given flags replace. default: the folder of a run, see `cli.new_folder`. kind: of
-    the model. Raises ValueError if a new run's folder holds one already, or for flags that a resumed run cannot take;
-    OSError where nothing can be written; CheckpointError if there is nothing to resume.
+    the model. free: flags that say what to do with the trained model, which a resumed run may be given too. Raises
+    ValueError if a new run's folder holds one already, or for flags that a resumed run cannot take; OSError where
+    nothing can be written; CheckpointError if there is nothing to resume.
     """
-    given = {name: value for name, value in vars(options).items() if value is not None and name not in FREE}
+    given = {name: value for name, value in vars(options).items() if value is not None and name not in FREE | free}
     if options.resume is None:
         if os.path.isdir(given.get("data", "")):
             given["data"] = os.path.abspath(given["data"])  # a run may be resumed from another folder
@@ -114,7 +118,7 @@ def fit(
     *,
     what: str,
     unit: str,
-    preview: Callable[[int], None],
+    preview: Callable[[int], None] | None = None,
     previews: int = 10,
 ) -> Training:
     """Train the model of a run to its last step, and draw loss.png. Its arguments are those of `train`, and these.
@@ -123,6 +127,7 @@ def fit(
     start. previews: how many in a run, unless --sample-every was given. Raises what `steps_in` and `train` do.
     """
     recipe, options, folder = run.recipe, run.options, run.folder
+    every = None if preview is None else options.sample_every
     if options.minutes is not None:
         steps = steps_in(options.minutes, model, loss_at, recipe.settings(), rng, recipe.batch_size)
         recipe = dataclasses.replace(recipe, steps=steps)
@@ -140,7 +145,7 @@ def fit(
         batch_size=recipe.batch_size,
         resume_with=cli.command(script, "--resume", folder),
         preview=preview,
-        preview_every=max(1, recipe.steps // previews) if options.sample_every is None else options.sample_every,
+        preview_every=max(1, recipe.steps // previews) if every is None else every,
         save_every=options.save_every,
         unit=unit,
     )

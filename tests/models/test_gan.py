@@ -101,13 +101,17 @@ def test_each_network_minimises_its_own_loss():
 
 
 def test_frozen_leaves_parameters_as_they_were():
+    """Also one that was not trained before."""
     model = DigitEncoder(8, 1, 8, Rng(0))
+    fixed, *others = model.parameters().values()
+    fixed.requires_grad = False
     x = Tensor(images(1).astype(np.float32), requires_grad=True)
     with pytest.raises(KeyError), frozen(model):
         y = model(x).sum()
         raise KeyError
     y.backward()
-    assert x.grad is not None and all(p.grad is None and p.requires_grad for p in model.parameters().values())
+    assert x.grad is not None and all(p.grad is None for p in others)
+    assert not fixed.requires_grad and all(p.requires_grad for p in others)
 
 
 def test_slope_is_estimated_without_bias():

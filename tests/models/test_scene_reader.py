@@ -10,7 +10,7 @@ from tests.nn import reference
 from tests.nn.common import layer_gradcheck, randomised
 from tests.nn.reference import part
 from tinydiff import Rng, Tensor, backend
-from tinydiff.data.shapes import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES, Item, Scene, Shapes, draw
+from tinydiff.data.shapes import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES, Item, Scene, Shapes, caption, draw, parse
 from tinydiff.image import to_signed
 from tinydiff.models import SceneReader, SceneReaderConfig
 from tinydiff.models.scene_reader import Reading, agreement, answers, flawed, reading_loss, scenes_to_learn_from
@@ -296,3 +296,19 @@ def test_it_is_loaded_with_its_averaged_weights(tmp_path):
 def test_a_reader_that_cannot_be(fields, words):
     with pytest.raises(ValueError, match=words):
         SceneReaderConfig(**fields)
+
+
+# ------------------------------------------------------------------------------- the one that is shipped
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("split", ["test", "held-out"])
+def test_the_shipped_reader(split, number):
+    """It reads 99 % of new scenes rightly (of 200, two more may be wrong by chance), and tells what fits a caption."""
+    scenes = Shapes(number=number).scenes(Rng(8), 200, split)
+    read = SceneReader.load("scene_reader").read(pictures(scenes))
+    report = agreement(read, scenes)
+    assert report["things"] >= 0.98 and report["place"] >= 0.98 and report["background"] >= 0.98, report
+    captions = [parse(caption(scene, Rng(9).at(i), full=True)) for i, scene in enumerate(scenes)]
+    assert np.mean([c.fits(scene) for c, scene in zip(captions, read, strict=True)]) >= 0.97
+    assert np.mean([c.fits(scene) for c, scene in zip(captions, read[1:], strict=False)]) < 0.05

@@ -14,7 +14,7 @@ def part(weights, name):
 
 
 def linear(x, w):
-    return np.einsum("...i,io->...o", x, w["weight"]) + w["bias"]
+    return np.einsum("...i,io->...o", x, w["weight"]) + w.get("bias", 0)
 
 
 def silu(x):
@@ -100,10 +100,20 @@ def self_attention(x, w, heads, groups):
     return x + linear(attention(q, k, v, heads), part(w, "out")).reshape(x.shape)
 
 
-def cross_attention(x, context, w, heads, groups, mask=None):
-    rows = group_norm(x, part(w, "norm"), groups).reshape(len(x), -1, x.shape[-1])
-    q, k, v = linear(rows, part(w, "q")), linear(context, part(w, "k")), linear(context, part(w, "v"))
-    return x + linear(attention(q, k, v, heads, mask), part(w, "out")).reshape(x.shape)
+def cross_attention(x, context, w, heads, mask=None):
+    q, k, v = linear(x, part(w, "q")), linear(context, part(w, "k")), linear(context, part(w, "v"))
+    return linear(attention(q, k, v, heads, mask), part(w, "out"))
+
+
+def spatial_transformer(x, context, w, heads, groups, mask=None):
+    h = linear(group_norm(x, part(w, "norm"), groups).reshape(len(x), -1, x.shape[-1]), part(w, "inner"))
+    block = part(w, "block")
+    q, k, v = np.split(linear(layer_norm(h, part(block, "norm1")), part(block, "qkv")), 3, axis=-1)
+    h = h + linear(attention(q, k, v, heads), part(block, "out"))
+    h = h + cross_attention(layer_norm(h, part(block, "norm2")), context, part(block, "cross"), heads, mask)
+    a, b = np.split(linear(layer_norm(h, part(block, "norm3")), part(block, "widen")), 2, axis=-1)
+    h = h + linear(a * gelu(b), part(block, "narrow"))
+    return x + linear(h, part(w, "outer")).reshape(x.shape)
 
 
 def res_block(x, emb, w, groups):
@@ -136,8 +146,8 @@ def unet(x, t, w, config, label=None, context=None, mask=None, extra=None):
         h = res_block(h, emb, part(own, "block"), config.groups)
         if part(own, "attention"):
             h = self_attention(h, part(own, "attention"), config.heads, config.groups)
-        if part(own, "cross"):
-            h = cross_attention(h, context, part(own, "cross"), config.heads, config.groups, mask)
+        if part(own, "text"):
+            h = spatial_transformer(h, context, part(own, "text"), config.heads, config.groups, mask)
         return h
 
     def names(side):

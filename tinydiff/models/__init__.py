@@ -7,6 +7,7 @@ from tinydiff.models.diffwave import DiffWave, DiffWaveConfig
 from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
 from tinydiff.models.gan import GAN, GANConfig
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
+from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, Text
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
@@ -27,10 +28,13 @@ __all__ = [
     "GANConfig",
     "KarrasConfig",
     "KarrasDiffusion",
+    "LatentDiffusion",
+    "LatentDiffusionConfig",
     "PixelDiffusion",
     "PixelDiffusionConfig",
     "PixelInpainting",
     "SceneReader",
     "SceneReaderConfig",
+    "Text",
     "Tokenizer",
 ]

@@ -92,7 +92,7 @@ class GAN(Module):
 @contextlib.contextmanager
 def frozen(module: Module) -> Iterator[None]:
     """What is computed within this context has gradients for the module's inputs, but none for its parameters."""
-    parameters = module.parameters().values()
+    parameters = [p for p in module.parameters().values() if p.requires_grad]
     for p in parameters:
         p.requires_grad = False
     try:

@@ -8,11 +8,12 @@ from tinydiff.nn.mlp import MLP, MLPConfig
 from tinydiff.nn.module import Module, Parameter
 from tinydiff.nn.norm import GroupNorm, LayerNorm
 from tinydiff.nn.resblock import ResBlock
+from tinydiff.nn.spatial_transformer import SpatialTransformer
 from tinydiff.nn.transformer import Transformer, TransformerBlock, TransformerConfig
 from tinydiff.nn.unet import UNet, UNetConfig
 
 __all__ = [
     "MLP", "Conv1d", "Conv2d", "CrossAttention", "Downsample", "Embedding", "GroupNorm", "LayerNorm", "Linear",
-    "MLPConfig", "Module", "Parameter", "ResBlock", "SelfAttention", "TimeEmbedding", "Transformer",
-    "TransformerBlock", "TransformerConfig", "UNet", "UNetConfig", "Upsample", "sinusoidal",
+    "MLPConfig", "Module", "Parameter", "ResBlock", "SelfAttention", "SpatialTransformer", "TimeEmbedding",
+    "Transformer", "TransformerBlock", "TransformerConfig", "UNet", "UNetConfig", "Upsample", "sinusoidal",
 ]  # fmt: skip

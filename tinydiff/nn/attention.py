@@ -1,4 +1,4 @@
-"""Attention layers on images: every pixel looks at every other (self), or at the tokens of a text (cross)."""
+"""Attention layers: every pixel looks at every other (self), or at the tokens of a text (cross)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SelfAttention(Module):
     """
 
     def __init__(self, channels: int, rng: Rng, *, heads: int, groups: int):
-        _check_heads(channels, heads)
+        check_heads(channels, heads)
         self.heads = heads
         self.norm = GroupNorm(channels, groups)
         self.qkv = Linear(channels, 3 * channels, rng)
@@ -43,29 +43,40 @@ class SelfAttention(Module):
 
 
 class CrossAttention(Module):
-    """x + Linear(attention(Q, K, V)), Q linear in GroupNorm(x), K and V linear in a context (E27; Rombach et al. 2022).
+    """Linear(attention(Q, K, V)), Q linear in x, K and V linear in a context (E27; Rombach et al. 2022, section 3.3).
 
-    x: images (B, H, W, channels); context: (B, M, context_channels) tokens; mask: (B, M) boolean, False for tokens
-    that are padding and must have no influence. Raises ValueError unless the heads divide the channels.
+    x: tokens (B, N, channels), as the pixels of an image; context: (B, M, context_channels), as those of a text; mask:
+    (B, M) boolean, False for tokens that are padding and must have no influence. Gives (B, N, channels).
+    Raises ValueError unless the heads divide the channels.
     """
 
-    def __init__(self, channels: int, context_channels: int, rng: Rng, *, heads: int, groups: int):
-        _check_heads(channels, heads)
+    def __init__(self, channels: int, context_channels: int, rng: Rng, *, heads: int):
+        check_heads(channels, heads)
         self.heads = heads
-        self.norm = GroupNorm(channels, groups)
-        self.q = Linear(channels, channels, rng)
-        self.k = Linear(context_channels, channels, rng)
-        self.v = Linear(context_channels, channels, rng)
-        self.out = Linear(channels, channels, rng, zero=True)
+        self.q = Linear(channels, channels, rng, bias=False)
+        self.k = Linear(context_channels, channels, rng, bias=False)
+        self.v = Linear(context_channels, channels, rng, bias=False)
+        self.out = Linear(channels, channels, rng)
 
     def __call__(self, x: Tensor, context: Tensor, mask: Array | None = None) -> Tensor:
-        B, H, W, C = x.shape
-        q = split_heads(self.q(self.norm(x).reshape(B, H * W, C)), self.heads)
-        k, v = split_heads(self.k(context), self.heads), split_heads(self.v(context), self.heads)
-        h = ops.attention(q, k, v, None if mask is None else mask[:, None, None, :])
-        return x + self.out(merge_heads(h)).reshape(B, H, W, C)
+        q, k, v = (split_heads(h, self.heads) for h in (self.q(x), self.k(context), self.v(context)))
+        return self.out(merge_heads(ops.attention(q, k, v, _keys(mask))))
+
+    def weights(self, x: Tensor, context: Tensor, mask: Array | None = None) -> Array:
+        """softmax(Q Kᵀ/√d): how much each token of x listens to each of the context, (B, heads, N, M), rows summing
+        to 1. The layer itself never has them all at once; they are for looking at."""
+        q, k = split_heads(self.q(x), self.heads), split_heads(self.k(context), self.heads)
+        scores = q @ k.transpose(0, 1, 3, 2) * (q.shape[-1] ** -0.5)
+        keys = _keys(mask)
+        return ops.softmax(scores if keys is None else ops.where(keys, scores, -1e30)).data
 
 
-def _check_heads(channels: int, heads: int) -> None:
+def _keys(mask: Array | None) -> Array | None:
+    """The mask of a context (B, M), to be broadcast to (B, heads, N, M)."""
+    return None if mask is None else mask[:, None, None, :]
+
+
+def check_heads(channels: int, heads: int) -> None:
+    """Raise ValueError unless the heads divide the channels."""
     if channels % heads:
         raise ValueError(f"the number of heads must divide the number of channels, got {heads} and {channels}")

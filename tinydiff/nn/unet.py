@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array, array_module, value_range
-from tinydiff.nn.attention import CrossAttention, SelfAttention
+from tinydiff.nn.attention import SelfAttention
 from tinydiff.nn.conv import Conv2d, Downsample, Upsample
 from tinydiff.nn.embedding import Embedding, TimeEmbedding
 from tinydiff.nn.module import Module
 from tinydiff.nn.norm import GroupNorm
 from tinydiff.nn.resblock import ResBlock
+from tinydiff.nn.spatial_transformer import SpatialTransformer
 from tinydiff.rng import Rng
 
 
@@ -172,18 +173,19 @@ def fourier_features(x: Tensor, exponents: tuple[int, ...]) -> list[Tensor]:
 
 
 class Stage(Module):
-    """A ResBlock, then self-attention and cross-attention where its level has them."""
+    """A ResBlock, then where its level has it self-attention, or with a context a SpatialTransformer."""
 
     def __init__(self, config: UNetConfig, level: int, inputs: int, rng: Rng, attend: bool | None = None):
         c, width = config, config.base * config.multipliers[level]
         attend = level in c.attention if attend is None else attend
         self.block = ResBlock(inputs, width, 4 * c.base, rng, groups=c.groups, dropout=c.dropout)
-        self.attention = SelfAttention(width, rng, heads=c.heads, groups=c.groups) if attend else None
-        self.cross = (
-            CrossAttention(width, c.context, rng, heads=c.heads, groups=c.groups) if attend and c.context else None
-        )
+        self.attention = self.text = None
+        if attend and c.context:
+            self.text = SpatialTransformer(width, c.context, rng, heads=c.heads, groups=c.groups)
+        elif attend:
+            self.attention = SelfAttention(width, rng, heads=c.heads, groups=c.groups)
 
     def __call__(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Array | None, rng: Rng | None) -> Tensor:
         h = self.block(x, emb, rng)
         h = self.attention(h) if self.attention else h
-        return self.cross(h, context, mask) if self.cross and context is not None else h
+        return self.text(h, context, mask) if self.text and context is not None else h
