@@ -85,7 +85,7 @@ def sheet(file, titles, rows, cosines, first=None):
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(text, fontsize=9, labelpad=2)
         line[0].set_title(titles[i], fontsize=11, loc="left")
-    figure.tight_layout(pad=0.4)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.07, top=0.92, wspace=0.06, hspace=0.42)
     figure.savefig(OUT / file, dpi=130)
     plt.close(figure)
 
