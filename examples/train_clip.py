@@ -27,7 +27,8 @@ import numpy as np
 
 from tinydiff import backend, cli, image, program
 from tinydiff.autograd import Tensor
-from tinydiff.data.captioned import Captioned, CaptionedDigits, CaptionedFolder
+from tinydiff.data import captioned
+from tinydiff.data.captioned import Captioned
 from tinydiff.data.shapes import COLOURS, SHAPES, Shapes
 from tinydiff.files import atomic_file
 from tinydiff.models.clip import CLIP, CLIPConfig
@@ -75,9 +76,7 @@ class Recipe:
         """
         if self.data == "shapes":
             return [Shapes(brief=True), Shapes(alike=4), Shapes(full=True, alike=4)]
-        if self.data in ("digits", "fashion"):
-            return [CaptionedDigits("embedded" if self.data == "digits" else self.data)]
-        return [CaptionedFolder(self.data)]
+        return [captioned.source(self.data)]
 
     def tested(self) -> Captioned:
         """What recall is measured on: of shapes, captions that name everything."""

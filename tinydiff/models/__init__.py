@@ -12,6 +12,7 @@ from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionCon
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
+from tinydiff.models.stable_diffusion import StableDiffusion
 from tinydiff.models.tokenizer import Tokenizer
 from tinydiff.models.vae import VAE, VAEConfig
 
@@ -41,6 +42,7 @@ __all__ = [
     "PixelInpainting",
     "SceneReader",
     "SceneReaderConfig",
+    "StableDiffusion",
     "Text",
     "Tokenizer",
     "VAEConfig",
