@@ -53,7 +53,7 @@ class Recipe:
     """
 
     data: str = "shapes"
-    steps: int = 4000
+    steps: int = 3000
     batch_size: int = 64
     lr: float = 1e-3
     warmup: int = 100

@@ -208,7 +208,7 @@ if not QUICK:
 #
 # ## The CLIP that comes with the package
 #
-# It has seen a quarter of a million scenes of one or two things (`examples/train_clip.py`). Here it sees scenes of the
+# It has seen two hundred thousand scenes of one or two things (`examples/train_clip.py`). Here it sees scenes of the
 # test split, and says how well each fits each caption.
 
 # %%
@@ -238,7 +238,7 @@ plt.close(figure)
 #
 # To classify, write a caption for each class and take the likeliest. The classifiers below, of eight colours and of six
 # shapes, were never trained to be classifiers. "Pairs never seen" are scenes of a red triangle, a blue star and other
-# such pairs that no training image shows: what knows them knows them by their parts.
+# such pairs that no training image shows: does it know them by their parts?
 
 # %%
 n = 40 if QUICK else 500
@@ -266,7 +266,7 @@ for i, (kind, color, chance) in enumerate([("colour", RED, 1 / 8), ("shape", BLU
     )
     axis.bar_label(bars, fmt="{:.0%}", padding=2)
     if clip is not tiny and not QUICK:
-        assert heights[1] > 0.75
+        assert heights[1] > 0.95
 axis.set(xticks=range(3), ylim=(0, 1.15), ylabel="accuracy")
 axis.set_xticklabels(judged)
 axis.spines[["top", "right"]].set_visible(False)
@@ -279,10 +279,15 @@ plt.close(figure)
 # ![zero-shot](out/19_zero_shot.png)
 #
 # The tiny one knows colours and hardly any shape, although its loss had fallen far. Nothing is learned that does not
-# help to tell pairs apart: two scenes of a batch hardly ever agree in colour, size, place and background, so the shape
-# is hardly ever needed. Which pairs meet in a batch decides what CLIP learns. The package's one was therefore shown
-# scenes in rows of four that differ in their shapes alone (`Shapes(alike=4)`), and brief captions, in which each word
-# counts.
+# help to tell the pairs of a batch apart: two scenes hardly ever agree in colour, size, place and background, so the
+# shape is hardly ever needed. **Which pairs meet in a batch decides what CLIP learns.** The package's one was therefore
+# shown scenes in rows of four that differ in their shapes alone (`Shapes(alike=4)`), and brief captions, in which each
+# word counts; so it learned shapes.
+#
+# But not by themselves: of pairs never seen it knows the colour and misses the shape. Among the red things it was shown
+# there never was a triangle, so it learned to choose among the five others. Nothing had asked it to take shape and
+# colour apart.
+#
 # ## Who is left, and who is right?
 #
 # A caption's words are worth much to the loss, their order little: in a batch of 128, hardly two scenes have the same
@@ -333,6 +338,10 @@ plt.close(figure)
 
 # %% [markdown]
 # ![what it knows](out/19_what_it_knows.png)
+#
+# It sees what there is, and neither which thing has which colour nor which is the left one: to this CLIP a caption is a
+# bag of words. Large ones have the same fault (Yuksekgonul et al. 2023), for the same reason: no batch asked. A
+# text-to-image model can know better, since it looks at every token of the text and not at one vector.
 #
 # ## Exercises
 #
