@@ -99,8 +99,8 @@ for text, rows in list(zip(texts, found.rows, strict=True))[:3]:
 # %% [markdown]
 # ![by text](out/20_by_text.png)
 #
-# "A red circle" says nothing of size, place and background, and there what is found differs; it agrees in what was said.
-# Of "left of" this CLIP knows nothing (lesson 19), so there the sides are left to chance.
+# "A red circle" says nothing of size, place and background, and there what is found differs; it agrees in what was
+# said. Of "left of" this CLIP knows nothing (lesson 19), so there the sides are left to chance.
 #
 # The other direction needs no other code: the query may as well be an image.
 
