@@ -300,3 +300,25 @@ def test_rasterise_gives_the_pixels_of_a_figure_as_it_is_now():
     axes.fill([0, 0.5, 0.5, 0], [0, 0, 1, 1], color=(1, 0, 0), linewidth=0)
     red = image.rasterise(figure)
     assert (red[:, :48] == (255, 0, 0)).all() and (red[:, 52:] == 255).all() and (white == 255).all()
+
+
+# ------------------------------------------------------------------------------- another size
+
+
+@pytest.mark.parametrize("last", [(), (1,), (3,)])
+def test_fit_keeps_the_middle(last):
+    """A wide picture, white with a black middle, loses its sides; one of the size wanted stays as it is."""
+    pixels = np.full((4, 12, *last), 255, np.uint8)
+    pixels[:, 4:8] = 0
+    assert not image.fit(pixels, (4, 4)).any() and image.fit(pixels, (4, 4)).shape == (4, 4, *last)
+    assert not image.fit(pixels, (2, 2)).any() and not image.fit(pixels, (9, 9)).any()
+    assert image.fit(pixels.swapaxes(0, 1), (4, 8)).shape == (4, 8, *last)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 7, *last), dtype=np.uint8)
+    np.testing.assert_array_equal(image.fit(noise, (5, 7)), noise)
+
+
+def test_fit_refuses():
+    with pytest.raises(ValueError, match="at least 1, got 0 x 4"):
+        image.fit(np.zeros((3, 3), np.uint8), (0, 4))
+    with pytest.raises(ValueError, match="a picture is uint8"):
+        image.fit(np.zeros((3, 3)), (2, 2))

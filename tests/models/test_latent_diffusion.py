@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from tests.helpers import assert_close
-from tinydiff import Rng, Tensor, backend
+from tinydiff import Rng, Tensor, backend, no_grad
 from tinydiff.diffusion import Sampling, last
 from tinydiff.models import LatentDiffusion, LatentDiffusionConfig, Text
-from tinydiff.nn import Module, UNetConfig
+from tinydiff.models.latent_diffusion import STABLE_DIFFUSION_1
+from tinydiff.nn import Downsample, Module, UNetConfig, Upsample
+from tinydiff.nn.unet import Stage
+from tinydiff.rng import Blank
 from tinydiff.train import Training, TrainSettings, train
 
 UNET = UNetConfig(channels=2, base=8, multipliers=(1, 2), blocks=1, attention=(0,), heads=2, groups=4, context=6)
@@ -120,6 +123,30 @@ def test_it_learns_what_a_text_says(tmp_path):
     drawn = last(loaded.sample(text, Rng(2), Sampling(steps=10), guidance=1.5, negative=texts(1, 5)))
     means = drawn.mean(axis=(1, 2, 3))
     assert means[0] < -0.8 and means[1] > 0.8
+
+
+def test_the_published_size(monkeypatch):
+    """Stable Diffusion 1.x: its number of parameters, and what each level gives, here for latents of 8 x 8.
+
+    The weights are zeros, which take no memory.
+    """
+    model, seen = LatentDiffusion(STABLE_DIFFUSION_1, Blank()), []
+    assert model.count_parameters() == 859_520_964
+    for kind in (Stage, Downsample, Upsample):
+
+        def call(layer, x, *others, plain=kind.__call__):
+            y = plain(layer, x, *others)
+            seen.append((y.shape[1], y.shape[3]))
+            return y
+
+        monkeypatch.setattr(kind, "__call__", call)
+    text = Text(np.ones((1, 77, 768), np.float32), np.ones((1, 77), bool))
+    with no_grad():
+        out = model(np.ones((1, 8, 8, 4), np.float32), np.array([500]), text)
+    assert out.shape == (1, 8, 8, 4) and STABLE_DIFFUSION_1.size == (64, 64)
+    down = [(8, 320)] * 2 + [(4, 320)] + [(4, 640)] * 2 + [(2, 640)] + [(2, 1280)] * 2 + [(1, 1280)] * 3
+    up = [(1, 1280)] * 3 + [(2, 1280)] * 4 + [(4, 1280)] + [(4, 640)] * 3 + [(8, 640)] + [(8, 320)] * 3
+    assert seen == [*down, (1, 1280), (1, 1280), *up]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def transformer_block(x, w, heads, causal=False, mask=None):
+def transformer_block(x, w, heads, causal=False, mask=None, activation=gelu):
     """Causal attention is done token by token: each is the only query, and what is up to it are all the keys."""
     q, k, v = np.split(linear(layer_norm(x, part(w, "norm1")), part(w, "qkv")), 3, axis=-1)
     if causal:
@@ -84,12 +84,13 @@ def transformer_block(x, w, heads, causal=False, mask=None):
     else:
         h = attention(q, k, v, heads, mask)
     x = x + linear(h, part(w, "out"))
-    return x + linear(gelu(linear(layer_norm(x, part(w, "norm2")), part(w, "inner"))), part(w, "outer"))
+    return x + linear(activation(linear(layer_norm(x, part(w, "norm2")), part(w, "inner"))), part(w, "outer"))
 
 
 def transformer(x, w, config, mask=None):
     for i in range(config.layers):
-        x = transformer_block(x, part(w, f"blocks.{i}"), config.heads, config.causal, mask)
+        activation = {"gelu": gelu, "quick-gelu": lambda h: h / (1 + np.exp(-1.702 * h))}[config.activation]
+        x = transformer_block(x, part(w, f"blocks.{i}"), config.heads, config.causal, mask, activation)
     return layer_norm(x, part(w, "norm"))
 
 

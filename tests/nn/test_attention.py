@@ -8,7 +8,8 @@ from tests.nn import reference
 from tests.nn.common import draw, layer_gradcheck, randomised, run
 from tinydiff import Tensor
 from tinydiff.backend import to_device, to_numpy
-from tinydiff.nn import CrossAttention, SelfAttention
+from tinydiff.nn import CrossAttention, SelfAttention, SpatialTransformer
+from tinydiff.nn.attention import watched
 from tinydiff.rng import Rng
 
 SHAPES = [(1, 4, 4, 8), (3, 2, 5, 8), (2, 1, 1, 8)]
@@ -77,6 +78,21 @@ def test_the_weights_of_a_query_sum_to_one(masked, device):
     v = (context @ w["v.weight"]).reshape(3, 4, 2, 4)
     heard = np.einsum("bhnm,bmhd->bnhd", weights, v).reshape(3, 8, 8)
     assert_close(layer(*inputs), heard @ w["out.weight"] + w["out.bias"], rtol=1e-12)
+
+
+def test_what_is_watched(device):
+    """The weights of every layer inside, in the order of the calls, and none once it is over."""
+    block = randomised(SpatialTransformer(8, 5, Rng(), heads=2, groups=4))
+    x, context = Tensor(to_device(draw(3, 2, 4, 8))), Tensor(to_device(draw(3, 4, 5, seed=1)))
+    plain = block(x, context)
+    with watched(block) as seen:
+        y = block(x, context)
+        block(x, context, to_device(MASK))
+    block(x, context)
+    assert_close(y, to_numpy(plain.data), atol=0)
+    assert [w.shape for w in seen] == [(3, 2, 8, 4)] * 2
+    assert_close(to_numpy(seen[0]).sum(axis=-1), np.ones((3, 2, 8)), rtol=1e-13)
+    assert to_numpy(seen[0]).min() > 0 and not to_numpy(seen[1]).transpose(0, 3, 1, 2)[~MASK].any()
 
 
 def test_pixels_move_with_their_outputs():

@@ -15,6 +15,7 @@ CONFIGS = {
     "one head": TransformerConfig(width=6, layers=1, heads=1, ratio=1),
     "two heads": TransformerConfig(width=8, layers=2, heads=2, ratio=2),
     "causal": TransformerConfig(width=8, layers=2, heads=4, ratio=3, causal=True),
+    "quick": TransformerConfig(width=6, layers=2, heads=1, ratio=2, activation="quick-gelu"),
 }
 SHAPES = [(1, 1), (3, 5), (2, 4)]
 MASK = np.array([[True, True, False, False], [True, True, True, True], [True, False, True, False]])
@@ -186,6 +187,7 @@ def test_equal_seeds_give_equal_weights():
         ({"heads": 0}, "sizes of at least 1, got .*heads=0"),
         ({"width": 0}, "sizes of at least 1, got .*width=0"),
         ({"layers": 0}, "sizes of at least 1, got .*layers=0"),
+        ({"activation": "relu"}, "must be one of gelu, quick-gelu, got 'relu'"),
         ({"ratio": -1}, "sizes of at least 1, got .*ratio=-1"),
     ],
 )

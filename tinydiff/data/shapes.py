@@ -13,6 +13,7 @@ itself.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -281,6 +282,20 @@ def _near(draws: np.random.Generator, place: str, size: str) -> tuple[float, flo
     return x, y
 
 
+def with_other_shapes(scene: Scene, rng: Rng) -> Scene:
+    """The scene with random shapes in place of its own, of pairs that are seen in training; what has a thing inside
+    remains a container."""
+    draws = _host(rng)
+    inside = len(scene.items) == 2 and relation(*scene.items) in ("inside", "around")
+    pools = [CONTAINERS if inside and item.size == "big" else SHAPES for item in scene.items]
+    shapes = [
+        _one_of(draws, [shape for shape in pool if (shape, item.colour) in SEEN])
+        for pool, item in zip(pools, scene.items, strict=True)
+    ]
+    items = (dataclasses.replace(item, shape=shape) for item, shape in zip(scene.items, shapes, strict=True))
+    return Scene(tuple(items), scene.background)
+
+
 def _host(rng: Rng) -> np.random.Generator:
     """A generator for many small draws: NumPy's, whatever the device."""
     return Rng(rng.seed, "cpu", path=rng.path).generator
@@ -355,23 +370,27 @@ LONGEST = max(len(phrase.split()) for phrase in LEXICON)
 NAMED = {"shape": 0.95, "colour": 0.95, "size": 0.8, "place": 0.7, "relation": 0.8, "background": 0.6}
 """How often a caption says each."""
 
+BRIEF = {"shape": 0.6, "colour": 0.6, "size": 0.25, "place": 0.25, "relation": 0.5, "background": 0.2}
+"""The same of a brief caption, such as "a star": each word then has to be worth something by itself."""
+
 LEADS = 0.1
 """How often it begins with "a picture of", or the like."""
 
 
-def caption(scene: Scene, rng: Rng, full: bool = False) -> str:
+def caption(scene: Scene, rng: Rng, full: bool = False, brief: bool = False) -> str:
     """Describe a scene of one or two things in words, the same ones for equal rng.
 
     Of one thing it may name shape, colour, size and place; of two, shapes, colours and sizes, and either their relation
     or their places; each is left out at times (NAMED), and there are several ways to say it (PHRASES). full: names
-    everything (of two things, their relation). Raises ValueError for a scene of another number of things.
+    everything (of two things, their relation). brief: leaves out more (BRIEF). Raises ValueError for a scene of another
+    number of things.
     """
     if len(scene.items) not in (1, 2):
         raise ValueError(f"captions are of one or two things, got {len(scene.items)}")
-    draws = _host(rng)
+    draws, named = _host(rng), BRIEF if brief else NAMED
 
     def says(what: str) -> bool:
-        return full or draws.random() < NAMED[what]
+        return full or draws.random() < named[what]
 
     def thing(item: Item, place: bool) -> str:
         shape, colour = (item.shape, says("colour")) if says("shape") else (None, True)
@@ -508,12 +527,19 @@ class Shapes:
     """An endless source of captioned scenes (see captioned.py).
 
     size: height and width of the pictures. number: of things in each, 1 or 2, by default either. full: captions name
-    everything.
+    everything. brief: they leave out most. alike: so many scenes in a row differ in the shapes of their things alone,
+    so that these must be told apart. Raises ValueError if alike is below 1.
     """
 
     size: int = 32
     number: int | None = None
     full: bool = False
+    brief: bool = False
+    alike: int = 1
+
+    def __post_init__(self) -> None:
+        if self.alike < 1:
+            raise ValueError(f"at least 1 scene in a row is alike, got {self.alike}")
 
     def scenes(self, rng: Rng, n: int, split: str = "train") -> list[Scene]:
         """n random scenes; the first ones are the same for every n. ValueError for n < 1, or as random_scene."""
@@ -521,10 +547,11 @@ class Shapes:
             raise ValueError(f"the number of scenes must be at least 1, got {n}")
         _check_name("split", split, SPLITS)
         mine = rng.at(SPLITS.index(split))
-        return [random_scene(mine.at(i, 0), split, self.number) for i in range(n)]
+        scenes = [random_scene(mine.at(i - i % self.alike, 0), split, self.number) for i in range(n)]
+        return [with_other_shapes(scene, mine.at(i, 2)) if i % self.alike else scene for i, scene in enumerate(scenes)]
 
     def draw(self, rng: Rng, n: int, split: str = "train") -> tuple[np.ndarray, list[str]]:
         """The pictures of `scenes`, uint8 (n, size, size, 3), and a caption of each."""
         scenes, mine = self.scenes(rng, n, split), rng.at(SPLITS.index(split))
-        captions = [caption(scene, mine.at(i, 1), self.full) for i, scene in enumerate(scenes)]
+        captions = [caption(scene, mine.at(i, 1), self.full, self.brief) for i, scene in enumerate(scenes)]
         return np.stack([draw(scene, self.size) for scene in scenes]), captions

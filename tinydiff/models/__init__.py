@@ -2,6 +2,7 @@
 
 from tinydiff.models.binomial_diffusion import BinomialDiffusion, BinomialDiffusionConfig
 from tinydiff.models.classifier import Classifier, ClassifierConfig
+from tinydiff.models.clip import CLIP, CLIPConfig
 from tinydiff.models.diffwave import DiffWave, DiffWaveConfig
 from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
 from tinydiff.models.discriminator import AdversarialVAE, LossWeights, PatchDiscriminator
@@ -11,14 +12,18 @@ from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionCon
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
+from tinydiff.models.stable_diffusion import StableDiffusion
+from tinydiff.models.tokenizer import Tokenizer
 from tinydiff.models.vae import VAE, VAEConfig
 
 __all__ = [
+    "CLIP",
     "GAN",
     "VAE",
     "AdversarialVAE",
     "BinomialDiffusion",
     "BinomialDiffusionConfig",
+    "CLIPConfig",
     "Classifier",
     "ClassifierConfig",
     "DiffWave",
@@ -37,6 +42,8 @@ __all__ = [
     "PixelInpainting",
     "SceneReader",
     "SceneReaderConfig",
+    "StableDiffusion",
     "Text",
+    "Tokenizer",
     "VAEConfig",
 ]

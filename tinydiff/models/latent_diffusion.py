@@ -73,6 +73,15 @@ class LatentDiffusionConfig:
         return cls(**fields | {"unet": UNetConfig(**fields["unet"])})
 
 
+STABLE_DIFFUSION_1 = LatentDiffusionConfig(
+    UNetConfig(4, base=320, multipliers=(1, 2, 4, 4), blocks=2, attention=(0, 1, 2), heads=8, groups=32, context=768),
+    size=(64, 64),
+    schedule="scaled-linear",
+    target="eps",
+)
+"""That of Stable Diffusion 1.x, 859,520,964 parameters, on latents of images of 512 x 512."""
+
+
 class LatentDiffusion(Module):
     """ε_θ(z_t, t, τ_θ(y)): a U-Net that attends to a text, on latents z of unit variance (Rombach et al. 2022).
 

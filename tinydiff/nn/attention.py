@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from tinydiff import ops
 from tinydiff.autograd import Tensor
 from tinydiff.backend import Array
@@ -50,6 +53,9 @@ class CrossAttention(Module):
     Raises ValueError unless the heads divide the channels.
     """
 
+    seen: list[Array] | None = None
+    """Where its weights are kept, while it is `watched`."""
+
     def __init__(self, channels: int, context_channels: int, rng: Rng, *, heads: int):
         check_heads(channels, heads)
         self.heads = heads
@@ -59,6 +65,8 @@ class CrossAttention(Module):
         self.out = Linear(channels, channels, rng)
 
     def __call__(self, x: Tensor, context: Tensor, mask: Array | None = None) -> Tensor:
+        if self.seen is not None:
+            self.seen.append(self.weights(x, context, mask))
         q, k, v = (split_heads(h, self.heads) for h in (self.q(x), self.k(context), self.v(context)))
         return self.out(merge_heads(ops.attention(q, k, v, _keys(mask))))
 
@@ -69,6 +77,30 @@ class CrossAttention(Module):
         scores = q @ k.transpose(0, 1, 3, 2) * (q.shape[-1] ** -0.5)
         keys = _keys(mask)
         return ops.softmax(scores if keys is None else ops.where(keys, scores, -1e30)).data
+
+
+@contextlib.contextmanager
+def watched(module: Module) -> Iterator[list[Array]]:
+    """Within this context, the weights of every CrossAttention inside a module are kept: a list that grows as it runs.
+
+    Each of them is what `CrossAttention.weights` gives, in the order of the calls.
+    """
+    seen: list[Array] = []
+    layers = list(_cross_attentions(module))
+    for layer in layers:
+        layer.seen = seen
+    try:
+        yield seen
+    finally:
+        for layer in layers:
+            layer.seen = None
+
+
+def _cross_attentions(module: Module) -> Iterator[CrossAttention]:
+    if isinstance(module, CrossAttention):
+        yield module
+    for _, child in module.children():
+        yield from _cross_attentions(child)
 
 
 def _keys(mask: Array | None) -> Array | None:

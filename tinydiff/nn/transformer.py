@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, to_device
+from tinydiff.backend import Array, array_module
 from tinydiff.nn.linear import Linear
 from tinydiff.nn.module import Module
 from tinydiff.nn.norm import LayerNorm
 from tinydiff.rng import Rng
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), a rougher approximation of x Φ(x) than `ops.gelu` (Hendrycks & Gimpel 2016)."""
+    return ops.silu(x * 1.702) * (1 / 1.702)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": ops.gelu, "quick-gelu": quick_gelu}
 
 
 @dataclass(frozen=True)
@@ -20,8 +27,9 @@ class TransformerConfig:
     """The sizes of a transformer.
 
     width: of the tokens; layers: how many blocks; heads: of attention; ratio: the MLP's hidden width over width;
-    causal: whether a token sees only itself and earlier ones. Raises ValueError for sizes below 1, or if the heads do
-    not divide the width.
+    causal: whether a token sees only itself and earlier ones; activation: the MLP's, "gelu", or "quick-gelu" as in
+    CLIP's published weights. Raises ValueError for sizes below 1, another activation, or if the heads do not divide the
+    width.
     """
 
     width: int = 256
@@ -29,12 +37,15 @@ class TransformerConfig:
     heads: int = 4
     ratio: int = 4
     causal: bool = False
+    activation: str = "gelu"
 
     def __post_init__(self) -> None:
         if min(self.width, self.layers, self.heads, self.ratio) < 1:
             raise ValueError(f"a transformer needs sizes of at least 1, got {self}")
         if self.width % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"the activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
 
 
 class Transformer(Module):
@@ -65,22 +76,23 @@ class Transformer(Module):
         keys = None if mask is None else mask[:, None, None, :]
         if not self.config.causal:
             return keys
-        earlier = to_device(np.tri(x.shape[1], dtype=bool), x.device)
+        places = array_module(x.data).arange(x.shape[1])
+        earlier = places[:, None] >= places
         return earlier if keys is None else earlier & keys
 
 
 class TransformerBlock(Module):
     """h = x + Linear(attention(Q, K, V)), then h + MLP(LayerNorm(h)), with Q, K and V linear in LayerNorm(x).
 
-    MLP(h) = Linear(GELU(Linear(h))). x: (B, N, width); visible: boolean, broadcast to (B, heads, N, N), whether a token
-    sees another. The branches do not start at zero, or two towers of a fresh CLIP would pass on their embeddings alone;
-    their last weights are smaller by 1/√(2 layers) (Radford et al. 2019, §2.3), so that all 2 layers of them together
-    add as much as the tokens began with.
+    MLP(h) = Linear(f(Linear(h))) with f the activation. x: (B, N, width); visible: boolean, broadcast to (B, heads, N,
+    N), whether a token sees another. The branches do not start at zero, or two towers of a fresh CLIP would pass on
+    their embeddings alone; their last weights are smaller by 1/√(2 layers) (Radford et al. 2019, §2.3), so that all
+    2 layers of them together add as much as the tokens began with.
     """
 
     def __init__(self, config: TransformerConfig, rng: Rng):
         width, hidden, scale = config.width, config.ratio * config.width, (2 * config.layers) ** -0.5
-        self.heads = config.heads
+        self.heads, self.activation = config.heads, ACTIVATIONS[config.activation]
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.qkv = Linear(width, 3 * width, rng)
         self.out = Linear(width, width, rng, scale=scale)
@@ -88,4 +100,4 @@ class TransformerBlock(Module):
 
     def __call__(self, x: Tensor, visible: Array | None = None) -> Tensor:
         x = x + self.out(ops.self_attention(self.qkv(self.norm1(x)), visible, heads=self.heads))
-        return x + self.outer(ops.gelu(self.inner(self.norm2(x))))
+        return x + self.outer(self.activation(self.inner(self.norm2(x))))

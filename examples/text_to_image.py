@@ -1,0 +1,158 @@
+"""Type a prompt, get pictures: Stable Diffusion in miniature (E28).
+
+    python examples/text_to_image.py "a big red circle above a small blue star"
+    python examples/text_to_image.py "a yellow ring" --negative "on black" --guidance 5
+    python examples/text_to_image.py "a small green triangle" --to "a big pink square"     from one prompt to another
+    python examples/text_to_image.py "a blue star" --from circle.png --strength 0.7        change a picture
+    python examples/text_to_image.py "a blue star" --from circle.png --mask left           paint its left half anew
+    python examples/text_to_image.py --prompts prompts.txt --save-array drawn.npz          one picture a line
+
+The shipped model knows scenes of one or two things: circle, square, triangle, star, ring or cross; red, orange, yellow,
+green, cyan, blue, purple or pink; small or big; at nine places, or left of, right of, above, below, inside each other;
+on white, grey, black, stripes or squares. Others are trained by train_text_to_image.py. Equal seeds give equal
+pictures. Beside the picture, a strip shows what the latents would have decoded to on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from tinydiff import cli, image
+from tinydiff.backend import Array
+from tinydiff.diffusion import Sampling, resampled
+from tinydiff.diffusion.samplers import SAMPLERS, USUAL_STEPS
+from tinydiff.files import atomic_file
+from tinydiff.models import StableDiffusion
+from tinydiff.models.stable_diffusion import REPAINT, USUAL_GUIDANCE, with_known
+from tinydiff.rng import Rng
+
+BATCH = 100
+"""Pictures drawn at once."""
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to draw")
+    parser.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="many prompts, one a line")
+    parser.add_argument("--n", type=int, metavar="N", help="pictures (default: 8 of one prompt, 1 each of many)")
+    how = parser.add_argument_group("how")
+    how.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="see sample.py (default: %(default)s)")
+    usual = ", ".join(f"{steps} for {sampler}" for sampler, steps in USUAL_STEPS.items())
+    how.add_argument("--steps", type=int, metavar="N", help=f"1 to T (default: {usual}, all T for ddpm)")
+    how.add_argument(
+        "--guidance",
+        type=float,
+        default=USUAL_GUIDANCE,
+        metavar="S",
+        help="1 is none, more keeps closer to the prompt (E35; default: %(default)s)",
+    )
+    how.add_argument("--negative", default="", metavar="PROMPT", help="what is not wanted (default: nothing)")
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    other = parser.add_argument_group("other than from noise")
+    other.add_argument("--to", metavar="PROMPT", help="walk to this prompt in --n pictures")
+    other.add_argument("--from", dest="source", metavar="PNG", help="change this picture")
+    other.add_argument("--strength", type=float, metavar="S", help="how much of it, 0 to 1 (default: 0.6)")
+    other.add_argument(
+        "--mask",
+        metavar="MASK",
+        help="paint only this part of it: left, right, top, bottom, centre or all; or a picture, black where to paint",
+    )
+    which = parser.add_argument_group("which model")
+    which.add_argument("--run", type=pathlib.Path, metavar="RUN", help="of train_text_to_image.py (default: shipped)")
+    which.add_argument("--unet", type=pathlib.Path, metavar="RUN", help="of train_latent_diffusion.py")
+    cli.add_device(parser)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("drawn.png"), help="default: %(default)s")
+    parser.add_argument("--save-array", type=pathlib.Path, metavar="NPZ", help="also save the array `samples`")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Draw, and save the picture, the strip and the array."""
+    options = parse()
+    prompts = prompts_of(options)
+    strip = options.out.with_name(f"{options.out.stem}_strip.png")
+    for path in (options.out, options.save_array):
+        if path is not None:
+            cli.check_writable(path)
+    with cli.on_device(options.device):
+        model = StableDiffusion.of_run(options.run, options.unet)
+        batches = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
+        drawn = [draw(model, some, options, batch, len(batches)) for batch, some in enumerate(batches)]
+    pictures = np.concatenate([way[-1] for way in drawn])
+    image.save_png(options.out, image.grid(pictures, columns=min(len(pictures), 8)), scale=3)
+    image.save_png(strip, image.film_strip(drawn[0], columns=8, rows=4), scale=3)
+    print(f"{len(pictures)} pictures in {options.out}; how they came out of noise in {strip}")
+    if options.save_array:
+        with atomic_file(options.save_array) as file:
+            np.savez(file, samples=(pictures + 1) / 2)
+        print(f"their array, {pictures.shape} in [0, 1], in {options.save_array}")
+
+
+def prompts_of(options: argparse.Namespace) -> list[str]:
+    """One prompt for each picture. Raises ValueError for flags that do not go together, or a file of no prompts."""
+    if (options.prompt is None) == (options.prompts is None):
+        raise ValueError("give a PROMPT, or a file of them (--prompts), and not both")
+    if options.to is not None and (options.prompts or options.source):
+        raise ValueError("--to walks from one PROMPT to another, and takes neither --prompts nor --from")
+    if options.source is None and (options.mask or options.strength is not None):
+        raise ValueError("--mask and --strength change a picture: name it with --from")
+    if options.mask and options.strength is not None:
+        raise ValueError("--strength changes all of a picture and --mask a part of it: give one of them")
+    if options.n is not None and options.n < 1:
+        raise ValueError(f"--n must be at least 1, got {options.n}")
+    if options.prompts is None:
+        return [options.prompt] * (options.n or 8)
+    prompts = [line.strip() for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{options.prompts} has no prompts; it needs one a line")
+    return [prompt for prompt in prompts for _ in range(options.n or 1)]
+
+
+def draw(
+    model: StableDiffusion, prompts: list[str], options: argparse.Namespace, batch: int, batches: int
+) -> list[np.ndarray]:
+    """One batch of pictures on their way from noise, (n, H, W, 3) in [-1, 1] each; the last are the result."""
+    states, total = latents(model, prompts, Rng(options.seed).at(batch), options)
+    way = list(cli.progress(states, f"batch {batch + 1} of {batches}", total))
+    times = sorted({round(i) for i in np.linspace(0, len(way) - 1, 8)})
+    pictures = [model.decode(way[i]) for i in times]
+    if options.mask:
+        source, mask = given(model, options, len(prompts))
+        pictures[-1] = with_known(pictures[-1], source, mask)
+    return pictures
+
+
+def latents(model: StableDiffusion, prompts: list[str], rng: Rng, o: argparse.Namespace) -> tuple[Iterator[Array], int]:
+    """The latents on their way from noise, as the flags ask for it, and how many states there are."""
+    how, n = Sampling(o.sampler, o.steps), len(prompts)
+    steps = how.steps_of(model.unet.schedule.T)
+    if o.to is not None:
+        return model.interpolate(prompts[0], o.to, n, rng, how, o.guidance), steps + 1
+    if o.source is None:
+        return model.text_to_image(prompts, rng, how, o.guidance, o.negative), steps + 1
+    source, mask = given(model, o, n)
+    if o.mask:
+        states = model.inpaint(source, mask, prompts, rng, steps, guidance=o.guidance, negative=o.negative)
+        return states, len(resampled(steps, *REPAINT)) - 1
+    strength = 0.6 if o.strength is None else o.strength
+    return model.image_to_image(source, prompts, rng, strength, how, o.guidance, o.negative), round(
+        strength * steps
+    ) + 1
+
+
+def given(model: StableDiffusion, options: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The picture to be changed, n times, (n, H, W, 3) in [-1, 1], and which of its pixels are known, (H, W)."""
+    pixels = image.load_png(options.source, channels=3)
+    if pixels.shape[:2] != model.size:
+        raise ValueError(f"the model takes pictures of {model.size}, but {options.source} has {pixels.shape[:2]}")
+    mask = cli.mask_of(options.mask, model.size) if options.mask else np.ones(model.size, bool)
+    return np.repeat(image.to_signed(pixels)[None], n, axis=0), mask
+
+
+if __name__ == "__main__":
+    cli.run(main)

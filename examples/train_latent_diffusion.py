@@ -1,0 +1,128 @@
+"""Train the U-Net of Stable Diffusion in miniature: diffusion on an autoencoder's latents, told a text (E24, E27).
+
+    python examples/train_latent_diffusion.py                          with the shipped autoencoder and CLIP
+    python examples/train_latent_diffusion.py --vae RUN --clip RUN     with those that you trained
+    python examples/train_latent_diffusion.py --data pictures/         your own images and captions
+    python examples/train_latent_diffusion.py --resume RUN             go on after Ctrl-C, or after the power went
+
+It is the third stage of train_text_to_image.py, which trains all three. Pictures and captions are turned into latents
+and states of tokens once, before the training, which then never sees a pixel. The folder of the run receives
+samples_000000.png, ... (the same prompts, drawn by the model as it learns), then samples.png, loss.png and
+checkpoint.npz.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinydiff import backend, cli, image, program
+from tinydiff.backend import Array
+from tinydiff.data import captioned
+from tinydiff.data.loader import Batches
+from tinydiff.diffusion import Sampling, last
+from tinydiff.models import CLIP, VAE, LatentDiffusion, LatentDiffusionConfig, StableDiffusion, Text
+from tinydiff.nn import UNetConfig
+from tinydiff.program import Run, fit
+from tinydiff.rng import Rng
+from tinydiff.train import TrainSettings
+from tinydiff.workers import DrawnLoss, Share
+
+WEIGHTS, DATA, ORDER, NOISE, PICTURES = range(5)
+"""The names of the run's random streams."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a run computes, and the defaults of the command line."""
+
+    data: str = "shapes"
+    pictures: int = 40_000
+    vae: str = "vae"
+    clip: str = "clip"
+    base: int = 56
+    steps: int = 6000
+    batch_size: int = 128
+    lr: float = 2e-3
+    seed: int = 0
+
+    def settings(self) -> TrainSettings:
+        """How to train."""
+        return TrainSettings(self.steps, self.lr, warmup=200, betas=(0.9, 0.99), ema_decay=0.999)
+
+
+def parse() -> argparse.Namespace:
+    """The command line. Flags that a Recipe has are None unless given."""
+    parser, usual = cli.parser(__doc__), Recipe()
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--data", help="shapes, digits, fashion, or a folder of captioned images (default: shapes)")
+    what.add_argument("--pictures", type=int, metavar="N", help=f"how many to learn from (default: {usual.pictures:,})")
+    what.add_argument("--vae", metavar="RUN", help="the autoencoder (default: the shipped one)")
+    what.add_argument("--clip", metavar="RUN", help="the text encoder (default: the shipped one)")
+    what.add_argument("--base", type=int, metavar="N", help=f"width of the U-Net (default: {usual.base})")
+    program.add_training_flags(parser, usual, "images")
+    program.add_run_flags(parser, "runs/latent_diffusion", "steps between sample grids (default: ten a run)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, or go on with a run."""
+    options = parse()
+    with cli.on_device(options.device):
+        train(program.start_or_resume(options, Recipe(), "runs/latent_diffusion", LatentDiffusion.kind))
+
+
+def train(run: Run[Recipe]) -> None:
+    """Train by the recipe of this run, from the start or from what was saved, and draw the pictures."""
+    recipe, folder, rng = run.recipe, run.folder, Rng(run.recipe.seed)
+    vae, clip = VAE.load(recipe.vae), CLIP.load(recipe.clip)
+    source = captioned.source(recipe.data)
+    images, captions = source.draw(rng.at(DATA), recipe.pictures)
+    height, width = (pixels // vae.factor for pixels in images.shape[1:3])
+    unet = UNetConfig(vae.config.latent, recipe.base, (1, 2), 1, (0, 1), heads=4, context=clip.config.text.width)
+    model = LatentDiffusion(LatentDiffusionConfig(unet, (height, width)), rng.at(WEIGHTS))
+    whole = StableDiffusion(vae, clip, model)
+    loss_at = loss_of(whole, encoded(vae, images), captions, recipe.batch_size, rng.at(ORDER))
+    _, prompts = source.draw(rng.at(PICTURES), 24, "test")
+
+    def sheet(step: int, steps: int = 10, name: str | None = None) -> None:
+        z_0 = last(whole.text_to_image(prompts, rng.at(PICTURES), Sampling("dpm", steps)))
+        image.save_png(folder / (name or f"samples_{step:06d}.png"), image.grid(whole.decode(z_0), 8), scale=2)
+
+    what = f"{len(images):,} pictures"
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=sheet)
+    with training.ema.applied():
+        sheet(training.step, 25, "samples.png")
+    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    print(f"The prompts in {folder / 'prompts.txt'}, drawn: {folder / 'samples.png'}")
+    script = pathlib.Path(__file__).with_name("text_to_image.py")
+    print(f"Draw more:\n  {cli.command(script, prompts[0], '--unet', folder)}")
+
+
+def encoded(vae: VAE, images: np.ndarray, batch: int = 100) -> np.ndarray:
+    """z_0 of pictures, uint8 (N, H, W, 3): (N, h, w, c), float32 on the host."""
+    starts = cli.progress(range(0, len(images), batch), "pictures to latents", -(-len(images) // batch))
+    signed = (backend.to_device(image.to_signed(images[i : i + batch])) for i in starts)
+    return np.concatenate([backend.to_numpy(vae.encode(x)) for x in signed])
+
+
+def loss_of(whole: StableDiffusion, z: np.ndarray, captions: list[str], batch_size: int, order: Rng) -> DrawnLoss:
+    """The loss of a share of a step's batch; what CLIP says of each caption is computed before the training."""
+    starts = cli.progress(range(0, len(captions), 500), "captions to states", -(-len(captions) // 500))
+    texts = [whole.text(captions[i : i + 500]) for i in starts]
+    states = np.concatenate([backend.to_numpy(text.states).astype(np.float16) for text in texts])
+    mask = np.concatenate([backend.to_numpy(text.mask) for text in texts])
+    batches, empty = Batches(z, states, mask, batch_size=batch_size, rng=order), whole.text("")
+
+    def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array | None, ...]:
+        z_0, states, mask = (backend.to_device(share.of(a)) for a in batches.at(step - 1))
+        return whole.unet.draw(z_0, rng, Text(states.astype(np.float32), mask), empty)
+
+    return DrawnLoss(draw_at, whole.unet.loss_of)
+
+
+if __name__ == "__main__":
+    cli.run(main)
