@@ -7,9 +7,9 @@
     python examples/text_to_image.py "a blue star" --from circle.png --mask left           paint its left half anew
     python examples/text_to_image.py --prompts prompts.txt --save-array drawn.npz          one picture a line
 
-The shipped model knows scenes of one or two things: circle, square, triangle, star, ring or cross; red, orange, yellow,
+A model of shapes knows scenes of one or two things: circle, square, triangle, star, ring or cross; red, orange, yellow,
 green, cyan, blue, purple or pink; small or big; at nine places, or left of, right of, above, below, inside each other;
-on white, grey, black, stripes or squares. Others are trained by train_text_to_image.py. Equal seeds give equal
+on white, grey, black, stripes or squares. Train it by train_text_to_image.py (--run). Equal seeds give equal
 pictures. Beside the picture, a strip shows what the latents would have decoded to on the way.
 """
 
