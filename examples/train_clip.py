@@ -29,7 +29,7 @@ from tinydiff import backend, cli, image, program
 from tinydiff.autograd import Tensor
 from tinydiff.data import captioned
 from tinydiff.data.captioned import Captioned
-from tinydiff.data.shapes import COLOURS, SHAPES, Shapes
+from tinydiff.data.shapes import COLOURS, PHRASES, PLACES, SHAPES, Shapes
 from tinydiff.files import atomic_file
 from tinydiff.models.clip import CLIP, CLIPConfig
 from tinydiff.models.tokenizer import Tokenizer, clean
@@ -42,6 +42,13 @@ from tinydiff.workers import Share
 
 WEIGHTS, WORDS, PAIRS, TEST = range(4)
 """The names of the run's random streams: rng.at(WEIGHTS) draws the first weights, and so on."""
+
+PROMPTS = {
+    "shape": {name: f"a {name}" for name in SHAPES},
+    "colour": {name: f"a {name} thing" for name in COLOURS},
+    "place": {name: f"a thing {PHRASES['place'][name][0]}" for name in PLACES},
+}
+"""The texts among which one says what a thing is like."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,11 @@ class Recipe:
     def sources(self) -> list[Captioned]:
         """What to learn; of shapes, a third of the captions are brief, and a third name everything.
 
-        Two random scenes hardly ever differ in their shapes alone, so nothing would have to be learned of these: where
-        captions name nearly everything, scenes that are alike in all else follow each other.
+        Two random scenes hardly ever differ in their shapes alone, or in their places alone, so nothing would have to
+        be learned of these: where captions name nearly everything, scenes that are alike in all else follow each other.
         """
         if self.data == "shapes":
-            return [Shapes(brief=True), Shapes(alike=4), Shapes(full=True, alike=4)]
+            return [Shapes(brief=True), Shapes(alike=6), Shapes(full=True, alike=6)]
         return [captioned.source(self.data)]
 
     def tested(self) -> Captioned:
@@ -194,10 +201,9 @@ def measure(model: CLIP, data: str, source: Captioned, rng: Rng) -> dict[str, fl
     }
     if data == "shapes":
         scenes, test = Shapes(number=1).scenes(rng.at(0), 500, "test"), Shapes(number=1).draw(rng.at(0), 500, "test")
-        for kind, names, prompt in (("shape", SHAPES, "a {}"), ("colour", tuple(COLOURS), "a {} thing")):
-            own = np.array([names.index(getattr(scene.items[0], kind)) for scene in scenes])
-            prompts = [prompt.format(name) for name in names]
-            report[f"zero-shot {kind} of 500 held-out things"] = accuracy(model, test[0], prompts, own)
+        for kind, prompts in PROMPTS.items():
+            own = np.array([[*prompts].index(getattr(scene.items[0], kind)) for scene in scenes])
+            report[f"zero-shot {kind} of 500 held-out things"] = accuracy(model, test[0], [*prompts.values()], own)
     elif len(captions) <= 50:
         test = source.draw(rng.at(0), 500, "test")
         named = [clean(caption) for caption in captions]

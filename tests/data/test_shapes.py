@@ -373,24 +373,31 @@ def test_the_splits_share_no_scene_and_the_source_says_how_many_things():
 
 @PROPERTY
 @given(seed=SEEDS, number=st.sampled_from([1, 2]))
-def test_scenes_that_are_alike_differ_in_their_shapes_alone(seed, number):
-    """In rows of three, of pairs seen in training; how the things lie to each other stays as it is."""
-    scenes = Shapes(number=number, alike=3).scenes(Rng(seed), 7)
-    for first in (0, 3):
-        row = scenes[first : first + 3]
-        alike = {(s.background, *((i.colour, i.size, i.x, i.y) for i in s.items)) for s in row}
-        assert len(alike) == 1 and len({shapes.relation(*s.items) for s in row if number == 2}) < 2
+def test_scenes_that_are_alike_differ_in_shapes_and_places_alone(seed, number):
+    """In rows of four, of pairs seen in training: each second scene has the things of the one before, turned."""
+    scenes = Shapes(number=number, alike=4).scenes(Rng(seed), 9)
+    for first in (0, 4):
+        row = scenes[first : first + 4]
+        assert len({(s.background, *((i.colour, i.size) for i in s.items)) for s in row}) == 1
+        assert len({tuple((i.x, i.y) for i in s.items) for s in (row[0], row[2])}) == 1
+        for scene, turned in (row[:2], row[2:]):
+            for a, b in zip(scene.items, turned.items, strict=True):
+                assert (a.shape, a.x + b.x, a.y + b.y) == (b.shape, pytest.approx(1), pytest.approx(1))
         assert all((item.shape, item.colour) in shapes.SEEN for s in row for item in s.items)
-        inside = number == 2 and shapes.relation(*row[0].items) in ("inside", "around")
-        assert not inside or all(s.items[0].shape in shapes.CONTAINERS for s in row)
-    assert scenes[0] == Shapes(number=number).scenes(Rng(seed), 1)[0] and scenes[3].items[0] != scenes[0].items[0]
-    assert scenes[:5] == Shapes(number=number, alike=3).scenes(Rng(seed), 5)
+        if number == 2:
+            relations = [shapes.relation(*s.items) for s in row]
+            inside = relations[0] in ("inside", "around")
+            assert relations[::2] == [relations[0]] * 2
+            assert relations[1::2] == [relations[0] if inside else OPPOSITE[relations[0]]] * 2
+            assert not inside or all(s.items[0].shape in shapes.CONTAINERS for s in row)
+    assert scenes[0] == Shapes(number=number).scenes(Rng(seed), 1)[0] and scenes[4].items[0] != scenes[0].items[0]
+    assert scenes[:6] == Shapes(number=number, alike=4).scenes(Rng(seed), 6)
 
 
 def test_alike_scenes_have_other_shapes():
-    rows = np.array([[s.items[0].shape for s in Shapes(number=1, alike=4).scenes(Rng(i), 4)] for i in range(300)])
-    assert abs(np.mean(rows[:, 1:] == rows[:, :1]) - 1 / 5) < 0.06  # five shapes of each colour are seen in training
-    assert set(rows[:, 3]) == set(shapes.SHAPES)
+    rows = np.array([[s.items[0].shape for s in Shapes(number=1, alike=6).scenes(Rng(i), 6)] for i in range(300)])
+    assert np.mean(rows[:, 2:] == rows[:, :1]) == pytest.approx(1 / 5, abs=0.06)  # five shapes of each colour are seen
+    assert np.mean(rows[:, 2] == rows[:, 4]) < 0.35 and set(rows[:, 4]) == set(shapes.SHAPES)
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,12 @@ def with_other_shapes(scene: Scene, rng: Rng) -> Scene:
     return Scene(tuple(items), scene.background)
 
 
+def turned(scene: Scene) -> Scene:
+    """The scene with its things at the opposite places, as after half a turn: who was left of another is now right."""
+    items = (dataclasses.replace(item, x=1 - item.x, y=1 - item.y) for item in scene.items)
+    return Scene(tuple(items), scene.background)
+
+
 def _host(rng: Rng) -> np.random.Generator:
     """A generator for many small draws: NumPy's, whatever the device."""
     return Rng(rng.seed, "cpu", path=rng.path).generator
@@ -547,8 +553,14 @@ class Shapes:
             raise ValueError(f"the number of scenes must be at least 1, got {n}")
         _check_name("split", split, SPLITS)
         mine = rng.at(SPLITS.index(split))
-        scenes = [random_scene(mine.at(i - i % self.alike, 0), split, self.number) for i in range(n)]
-        return [with_other_shapes(scene, mine.at(i, 2)) if i % self.alike else scene for i, scene in enumerate(scenes)]
+        return [self._scene(mine, i, split) for i in range(n)]
+
+    def _scene(self, rng: Rng, i: int, split: str) -> Scene:
+        variant = i % self.alike
+        scene = random_scene(rng.at(i - variant, 0), split, self.number)
+        if variant >= 2:
+            scene = with_other_shapes(scene, rng.at(i - variant % 2, 2))
+        return turned(scene) if variant % 2 else scene
 
     def draw(self, rng: Rng, n: int, split: str = "train") -> tuple[np.ndarray, list[str]]:
         """The pictures of `scenes`, uint8 (n, size, size, 3), and a caption of each."""
