@@ -47,8 +47,8 @@ def test_a_run_and_its_resumption(whole, copied, monkeypatch, capsys):
         assert_picture(run / name)
     values = dict(line.rsplit(" ", 1) for line in whole[1].splitlines() if line.endswith("%"))
     names = {name.strip() for name in values}
-    assert len(values) == 6 and all(0 <= float(value[:-1]) <= 100 for value in values.values())
-    for name in ("recall@5 among 500 held-out pairs, text to image", "zero-shot colour of 500 held-out things"):
+    assert len(values) == 7 and all(0 <= float(value[:-1]) <= 100 for value in values.values())
+    for name in ("recall@5 among 500 held-out pairs, text to image", "zero-shot place of 500 held-out things"):
         assert name in names
     saved = (run / checkpoint.NAME).read_bytes()
     code, again, _ = call(monkeypatch, capsys, TRAIN, "--resume")
