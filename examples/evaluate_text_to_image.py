@@ -18,7 +18,8 @@ import pathlib
 import numpy as np
 
 from tinydiff import cli, image
-from tinydiff.data.shapes import Shapes, parse
+from tinydiff.data.captioned import Shapes
+from tinydiff.data.shape_captions import parse
 from tinydiff.diffusion import Sampling
 from tinydiff.files import atomic_file
 from tinydiff.models import SceneReader, StableDiffusion

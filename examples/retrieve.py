@@ -22,7 +22,8 @@ import warnings
 import numpy as np
 
 from tinydiff import cli, image
-from tinydiff.data.shapes import Scene, Shapes, draw
+from tinydiff.data.captioned import Shapes
+from tinydiff.data.shapes import Scene, draw
 from tinydiff.files import atomic_file
 from tinydiff.models import CLIP
 from tinydiff.retrieval import ABOUT, Found, Index, fingerprint

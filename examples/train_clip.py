@@ -28,8 +28,9 @@ import numpy as np
 from tinydiff import backend, cli, image, program
 from tinydiff.autograd import Tensor
 from tinydiff.data import captioned
-from tinydiff.data.captioned import Captioned
-from tinydiff.data.shapes import COLOURS, PHRASES, PLACES, SHAPES, Shapes
+from tinydiff.data.captioned import Captioned, Shapes
+from tinydiff.data.shape_captions import PHRASES
+from tinydiff.data.shapes import COLOURS, PLACES, SHAPES
 from tinydiff.files import atomic_file
 from tinydiff.models.clip import CLIP, CLIPConfig
 from tinydiff.models.tokenizer import Tokenizer, clean

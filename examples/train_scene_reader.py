@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinydiff import cli, image, program
-from tinydiff.data.shapes import Scene, Shapes, draw
+from tinydiff.data.captioned import Shapes
+from tinydiff.data.shapes import Scene, draw
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig, agreement, reading_loss
 from tinydiff.program import Run, fit
 from tinydiff.rng import Rng

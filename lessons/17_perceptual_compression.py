@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tinydiff import Rng, Tensor, ops
-from tinydiff.data.shapes import Shapes
+from tinydiff.data.captioned import Shapes
 from tinydiff.diffusion import Schedule
 from tinydiff.image import grid, to_signed
 from tinydiff.metrics import psnr

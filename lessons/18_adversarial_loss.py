@@ -28,7 +28,7 @@ import numpy as np
 
 from tinydiff import Rng, Tensor
 from tinydiff.autograd import no_grad
-from tinydiff.data.shapes import Shapes
+from tinydiff.data.captioned import Shapes
 from tinydiff.image import grid, to_signed
 from tinydiff.metrics import psnr
 from tinydiff.models import VAE, AdversarialVAE, LossWeights, PatchDiscriminator, VAEConfig

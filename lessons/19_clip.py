@@ -26,7 +26,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tinydiff import Rng, Tensor, checkpoint
-from tinydiff.data.shapes import COLOURS, SHAPES, Item, Scene, Shapes, draw
+from tinydiff.data.captioned import Shapes
+from tinydiff.data.shapes import COLOURS, SHAPES, Item, Scene, draw
 from tinydiff.image import to_signed
 from tinydiff.models.clip import CLIP, CLIPConfig, contrastive_loss
 from tinydiff.models.tokenizer import MERGED, Tokenizer, clean

@@ -27,7 +27,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tinydiff import Rng, checkpoint
-from tinydiff.data.shapes import Shapes, draw, parse
+from tinydiff.data.captioned import Shapes
+from tinydiff.data.shape_captions import parse
+from tinydiff.data.shapes import draw
 from tinydiff.image import to_signed
 from tinydiff.models.clip import CLIP, CLIPConfig
 from tinydiff.models.tokenizer import Tokenizer, clean

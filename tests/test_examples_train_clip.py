@@ -11,7 +11,7 @@ import pytest
 
 from tests.test_examples import ENVIRONMENT, ROOT, assert_picture, call
 from tinydiff import Rng, checkpoint
-from tinydiff.data.shapes import Shapes
+from tinydiff.data.captioned import Shapes
 from tinydiff.image import save_png
 from tinydiff.models.clip import CLIP
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tinydiff import checkpoint
-from tinydiff.data.shapes import Shapes
+from tinydiff.data.captioned import Shapes
 from tinydiff.image import to_signed
 from tinydiff.models import VAE, SceneReader, SceneReaderConfig
 from tinydiff.rng import Rng

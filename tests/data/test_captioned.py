@@ -2,13 +2,19 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.test_mnist import folder as idx_folder
-from tinydiff import Rng
-from tinydiff.data import captioned, mnist
+from tests.data.test_shapes import SEEDS
+from tests.diffusion.common import PROPERTY
+from tinydiff import Rng, backend
+from tinydiff.data import captioned, mnist, shapes
 from tinydiff.data.captioned import CaptionedDigits, CaptionedFolder, Shapes, caption_of_class
 from tinydiff.data.idx import DataError
+from tinydiff.data.shape_captions import parse
+from tinydiff.data.shapes import OPPOSITE, SPLITS, draw
 
 __all__ = ["idx_folder"]
 
@@ -177,3 +183,75 @@ def test_no_folder(folder):
         CaptionedFolder(folder / "nowhere")
     with pytest.raises(DataError, match=r"captions.txt is not a folder"):
         CaptionedFolder(folder / "captions.txt")
+
+
+# ------------------------------------------------------------------------------- shapes
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_source(split):
+    images, captions = Shapes(24).draw(Rng(5), 6, split)
+    scenes = Shapes(24).scenes(Rng(5), 6, split)
+    assert images.shape == (6, 24, 24, 3) and images.dtype == np.uint8
+    for image, text, scene in zip(images, captions, scenes, strict=True):
+        np.testing.assert_array_equal(image, draw(scene, 24))
+        assert parse(text).fits(scene)
+    assert Shapes(24).scenes(Rng(5), 3, split) == scenes[:3]
+    assert not set(scenes) & set(Shapes().scenes(Rng(6), 6, split))
+
+
+def test_the_splits_share_no_scene_and_the_source_says_how_many_things():
+    train, test = (set(Shapes().scenes(Rng(0), 50, split)) for split in ("train", "test"))
+    assert not train & test
+    one = Shapes(8, number=1, full=True)
+    assert all(len(scene.items) == 1 for scene in one.scenes(Rng(0), 20))
+    assert all(parse(text).things[0].place for text in one.draw(Rng(0), 5)[1])
+
+
+@PROPERTY
+@given(seed=SEEDS, number=st.sampled_from([1, 2]))
+def test_scenes_that_are_alike_differ_in_shapes_and_places_alone(seed, number):
+    """In rows of four, of pairs seen in training: each second scene has the things of the one before, turned."""
+    scenes = Shapes(number=number, alike=4).scenes(Rng(seed), 9)
+    for first in (0, 4):
+        row = scenes[first : first + 4]
+        assert len({(s.background, *((i.colour, i.size) for i in s.items)) for s in row}) == 1
+        assert len({tuple((i.x, i.y) for i in s.items) for s in (row[0], row[2])}) == 1
+        for scene, turned in (row[:2], row[2:]):
+            for a, b in zip(scene.items, turned.items, strict=True):
+                assert (a.shape, a.x + b.x, a.y + b.y) == (b.shape, pytest.approx(1), pytest.approx(1))
+        assert all((item.shape, item.colour) in shapes.SEEN for s in row for item in s.items)
+        if number == 2:
+            relations = [shapes.relation(*s.items) for s in row]
+            inside = relations[0] in ("inside", "around")
+            assert relations[::2] == [relations[0]] * 2
+            assert relations[1::2] == [relations[0] if inside else OPPOSITE[relations[0]]] * 2
+            assert not inside or all(s.items[0].shape in shapes.CONTAINERS for s in row)
+    assert scenes[0] == Shapes(number=number).scenes(Rng(seed), 1)[0] and scenes[4].items[0] != scenes[0].items[0]
+    assert scenes[:6] == Shapes(number=number, alike=4).scenes(Rng(seed), 6)
+
+
+def test_alike_scenes_have_other_shapes():
+    rows = np.array([[s.items[0].shape for s in Shapes(number=1, alike=6).scenes(Rng(i), 6)] for i in range(300)])
+    assert np.mean(rows[:, 2:] == rows[:, :1]) == pytest.approx(1 / 5, abs=0.06)  # five shapes of each colour are seen
+    assert np.mean(rows[:, 2] == rows[:, 4]) < 0.35 and set(rows[:, 4]) == set(shapes.SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Shapes(alike=0), "at least 1 scene in a row is alike, got 0"),
+        (lambda: Shapes(32).draw(Rng(0), 0), "at least 1, got 0"),
+        (lambda: Shapes(32).draw(Rng(0), 1, "valid"), "the split must be one of"),
+        (lambda: Shapes(0).draw(Rng(0), 1), "at least 1, got 0"),
+        (lambda: Shapes(32, number=3).draw(Rng(0), 1), "1 or 2 things, got 3"),
+    ],
+)
+def test_shapes_that_cannot_be(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_pictures_and_captions_live_on_the_host(device):
+    images, _ = Shapes(8).draw(Rng(0), 2)
+    assert isinstance(images, np.ndarray) and backend.to_device(images).shape == (2, 8, 8, 3)

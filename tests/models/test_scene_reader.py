@@ -10,7 +10,9 @@ from tests.nn import reference
 from tests.nn.common import layer_gradcheck, randomised
 from tests.nn.reference import part
 from tinydiff import Rng, Tensor, backend
-from tinydiff.data.shapes import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES, Item, Scene, Shapes, caption, draw, parse
+from tinydiff.data.captioned import Shapes
+from tinydiff.data.shape_captions import caption, parse
+from tinydiff.data.shapes import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES, Item, Scene, draw
 from tinydiff.image import to_signed
 from tinydiff.models import SceneReader, SceneReaderConfig
 from tinydiff.models.scene_reader import Reading, agreement, answers, flawed, reading_loss, scenes_to_learn_from

@@ -2,7 +2,7 @@
 
 source.draw(rng, n, split)    n images, uint8 (n, H, W, 3), and their captions, each time others
 
-Shapes(32)                    endless scenes of coloured shapes (shapes.py)
+Shapes(32)                    endless scenes of coloured shapes
 CaptionedDigits("embedded")   "a handwritten seven"; of Fashion-MNIST, "a photo of an ankle boot"
 CaptionedFolder("my/images")  your own images, with a file captions.txt
 
@@ -14,19 +14,19 @@ from __future__ import annotations
 import functools
 import pathlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from tinydiff.backend import to_numpy
-from tinydiff.data import mnist
+from tinydiff.data import mnist, shapes
 from tinydiff.data.idx import DataError
-from tinydiff.data.shapes import Shapes
+from tinydiff.data.shape_captions import caption
+from tinydiff.data.shapes import Scene
 from tinydiff.files import PathLike
 from tinydiff.image import load_png
 from tinydiff.rng import Rng
-
-__all__ = ["Captioned", "CaptionedDigits", "CaptionedFolder", "Shapes", "source"]
 
 SPLITS = ("train", "test")
 """Those that every source has; Shapes has another one."""
@@ -54,6 +54,50 @@ def source(data: str) -> Captioned:
     if data in ("digits", "full", "fashion"):
         return CaptionedDigits("embedded" if data == "digits" else data)
     return CaptionedFolder(data)
+
+
+# ---------------------------------------------------------------------------------------- shapes
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """An endless source of captioned scenes (shapes.py, shape_captions.py).
+
+    size: height and width of the pictures. number: of things in each, 1 or 2, by default either. full: captions name
+    everything. brief: they leave out most. alike: so many scenes in a row differ in the shapes of their things alone,
+    so that these must be told apart. Raises ValueError if alike is below 1.
+    """
+
+    size: int = 32
+    number: int | None = None
+    full: bool = False
+    brief: bool = False
+    alike: int = 1
+
+    def __post_init__(self) -> None:
+        if self.alike < 1:
+            raise ValueError(f"at least 1 scene in a row is alike, got {self.alike}")
+
+    def scenes(self, rng: Rng, n: int, split: str = "train") -> list[Scene]:
+        """n random scenes; the first ones are the same for every n. ValueError for n < 1, or as random_scene."""
+        if n < 1:
+            raise ValueError(f"the number of scenes must be at least 1, got {n}")
+        shapes.check_name("split", split, shapes.SPLITS)
+        mine = rng.at(shapes.SPLITS.index(split))
+        return [self._scene(mine, i, split) for i in range(n)]
+
+    def _scene(self, rng: Rng, i: int, split: str) -> Scene:
+        variant = i % self.alike
+        scene = shapes.random_scene(rng.at(i - variant, 0), split, self.number)
+        if variant >= 2:
+            scene = shapes.with_other_shapes(scene, rng.at(i - variant % 2, 2))
+        return shapes.turned(scene) if variant % 2 else scene
+
+    def draw(self, rng: Rng, n: int, split: str = "train") -> tuple[np.ndarray, list[str]]:
+        """The pictures of `scenes`, uint8 (n, size, size, 3), and a caption of each."""
+        scenes, mine = self.scenes(rng, n, split), rng.at(shapes.SPLITS.index(split))
+        captions = [caption(scene, mine.at(i, 1), self.full, self.brief) for i, scene in enumerate(scenes)]
+        return np.stack([shapes.draw(scene, self.size) for scene in scenes]), captions
 
 
 # ---------------------------------------------------------------------------------------- MNIST

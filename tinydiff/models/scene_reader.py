@@ -18,7 +18,8 @@ import numpy as np
 from tinydiff import image, ops
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import Array, array_module, to_device, to_numpy
-from tinydiff.data.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Item, Scene, Shapes, draw
+from tinydiff.data.captioned import Shapes
+from tinydiff.data.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Item, Scene, draw
 from tinydiff.files import PathLike
 from tinydiff.models.trained import load_trained
 from tinydiff.nn import Conv2d, Linear, Module
