@@ -39,7 +39,7 @@ from tinydiff.rng import Rng
 from tinydiff.train import Training, TrainSettings, train
 from tinydiff.workers import DrawnLoss, Share
 
-WEIGHTS, ORDER, NOISE, SAMPLES = range(4)
+WEIGHTS, ORDER, NOISE, SAMPLES, REAL = range(5)
 """The names of the run's random streams."""
 
 NAMES = {"vp": "VP", "ve": "VE", "iddpm": "iDDPM + DDIM", "edm": "EDM"}
@@ -166,7 +166,8 @@ def table(
     for name, way in ways:
         row = "".join(f"{distances[name, way, e]:9.2f}" for e in options.evaluations)
         print(f"{NAMES[name]:14}{NAMES[way]:14}{row}")
-    print(f"{len(test)} real digits that were held out: {quality(image.to_signed(test.images[..., None])):.2f}")
+    real = test.images[Rng(options.seed).at(REAL).permutation(len(test))[: options.n]]
+    print(f"{len(real)} real digits that were held out: {quality(image.to_signed(real[..., None])):.2f}")
     draw_curves(folder / "table.png", ways, distances, options.evaluations)
     columns = 4 * len(options.evaluations)
     image.save_png(folder / "samples.png", image.grid(np.concatenate(shown), columns=columns), scale=2)
@@ -191,8 +192,8 @@ def draw_curves(path: pathlib.Path, ways: list[tuple[str, str]], distances: dict
     """The table as curves: a colour for each network, dashed as its own column samples, whole as EDM does."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot(xscale="log", yscale="log")
+    figure = Figure(figsize=(8.5, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot(xscale="log")
     colours = dict(zip(NAMES, ("tab:red", "tab:green", "tab:purple", "tab:blue"), strict=True))
     for name, way in ways:
         line = [distances[name, way, e] for e in evaluations]
@@ -201,8 +202,9 @@ def draw_curves(path: pathlib.Path, ways: list[tuple[str, str]], distances: dict
     axes.set(xlabel="network evaluations an image", ylabel="distance from real digits", title="The Karras table")
     axes.set_xticks(evaluations, [str(e) for e in evaluations])
     axes.minorticks_off()
-    axes.grid(True, which="both", alpha=0.2)
-    axes.legend(fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.grid(True, alpha=0.2)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     with atomic_file(path) as file:
         figure.savefig(file, format="png")
 
