@@ -338,7 +338,7 @@ for kind, (guide, strengths) in kinds.items():
         sheets.append(np.stack([x[i : i + shown] for i in range(0, len(x), per_class)]))
         measured.append(((judge.probabilities(x).argmax(axis=1) == wanted).mean(), variety(x)))
         print(f"{kind}, s = {s:2}: {measured[-1][0]:6.1%} are what was asked for, variety {measured[-1][1]:.2f}")
-    figure, axes = plt.subplots(1, len(strengths), figsize=(2.6 * len(strengths), 4.75))
+    figure, axes = plt.subplots(1, len(strengths), figsize=(2.6 * len(strengths), 5.2))
     for axis, s, sheet, (asked, varied) in zip(axes, strengths, sheets, measured, strict=True):
         axis.imshow(grid(sheet.reshape(-1, 28, 28), columns=shown), cmap="gray")
         axis.set_title(f"s = {s}: {asked:.0%} as asked\nvariety {varied:.2f}", fontsize=10)
