@@ -74,7 +74,7 @@ black_and_white = (digits.images > 127).astype(np.float32)
 x_0 = black_and_white[[int(np.argmax(digits.labels == label)) for label in (2, 4, 9)]]
 times = [0, 40, 80, 120, 160, 200]
 rows = np.stack([x_0, *(binomial.q_sample(x_0, t, schedule, Rng(0).at(t)) for t in times[1:])], axis=1)
-figure, axis = plt.subplots(figsize=(7.2, 3.9), layout="constrained")
+figure, axis = plt.subplots(figsize=(7.2, 4.1), layout="constrained")
 axis.imshow(grid(2 * rows.reshape(-1, 28, 28) - 1, columns=len(times)), cmap="gray")
 axis.set_xticks(14 + 30 * np.arange(len(times)), [f"t = {t}" for t in times])
 axis.set(yticks=[], title="A share t/T of the bits has been replaced by coin tosses")
