@@ -386,14 +386,7 @@ def churned(
     (E22; Karras et al. 2022, Algorithm 2; levels: appendix C.3.4)
     """
     sigmas = np.asarray(sigmas, np.float64)
-    if sigmas.ndim != 1 or len(sigmas) < 3 or sigmas[-1] != 0 or not (np.diff(sigmas) < 0).all():
-        raise ValueError(f"expected sigma_0 > ... > sigma_N = 0 with N >= 2, got {sigmas}")
-    if not (0 <= S_churn < math.inf and 0 <= S_noise < math.inf):
-        raise ValueError(f"S_churn and S_noise must be at least 0, got {S_churn} and {S_noise}")
-    if levels is not None and not (levels > 0).all():
-        raise ValueError(f"the levels that D knows must be > 0, got {levels.min()}")
-    if not S_tmin <= S_tmax:
-        raise ValueError(f"S_tmin must not be more than S_tmax, got {S_tmin} and {S_tmax}")
+    _check_churn(sigmas, S_churn, S_tmin, S_tmax, S_noise, levels)
 
     def known(sigma: Any) -> Any:
         return sigma if levels is None else levels[_nearest(levels, sigma)]
@@ -411,6 +404,20 @@ def churned(
             x = x + math.sqrt(sigma_hat**2 - sigma**2) * S_noise * rng.normal_like(x)
         x = _step(slope, x, sigma_hat, sigma_next, "heun")
         yield x
+
+
+def _check_churn(
+    sigmas: np.ndarray, S_churn: float, S_tmin: float, S_tmax: float, S_noise: float, levels: np.ndarray | None
+) -> None:
+    """Raise ValueError for what `churned` does not take."""
+    if sigmas.ndim != 1 or len(sigmas) < 3 or sigmas[-1] != 0 or not (np.diff(sigmas) < 0).all():
+        raise ValueError(f"expected sigma_0 > ... > sigma_N = 0 with N >= 2, got {sigmas}")
+    if not (0 <= S_churn < math.inf and 0 <= S_noise < math.inf):
+        raise ValueError(f"S_churn and S_noise must be at least 0, got {S_churn} and {S_noise}")
+    if levels is not None and not (levels > 0).all():
+        raise ValueError(f"the levels that D knows must be > 0, got {levels.min()}")
+    if not S_tmin <= S_tmax:
+        raise ValueError(f"S_tmin must not be more than S_tmax, got {S_tmin} and {S_tmax}")
 
 
 # ------------------------------------------------------------------------- a network that was trained the DDPM way
