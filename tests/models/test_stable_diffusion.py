@@ -30,8 +30,8 @@ def moved(model):
     return model
 
 
-def made():
-    unet = LatentDiffusion(LatentDiffusionConfig(UNET, size=(4, 4), T=20), Rng(2))
+def made(size=(4, 4)):
+    unet = LatentDiffusion(LatentDiffusionConfig(UNET, size, T=20), Rng(2))
     return StableDiffusion(VAE(VAE_CONFIG, Rng(0)), CLIP(CLIP_CONFIG, Rng(1)), moved(unet))
 
 
@@ -52,6 +52,14 @@ def test_from_a_prompt_to_a_picture(device):
     picture = model.decode(states[-1])
     assert picture.shape == (2, 16, 16, 3) and picture.dtype == np.float32 and np.abs(picture).max() <= 1
     assert_close(picture, to_numpy(model.vae.decode(states[-1])), atol=0)
+
+
+def test_pictures_that_are_not_square_and_in_range():
+    model = made((2, 6))
+    z = model.unet.noise(1, Rng(0))
+    model.vae.config = dataclasses.replace(VAE_CONFIG, scale=1e-3)  # latents a thousand times too large
+    assert model.size == (8, 24) and model.decode(z).shape == (1, 8, 24, 3)
+    assert np.abs(model.decode(z)).max() == 1
 
 
 def test_prompts_and_negative_prompts_count_and_the_noise_does_not_depend_on_them():
@@ -86,6 +94,7 @@ def test_image_to_image(device):
     assert_close(results[0], z_0, rtol=1e-5, atol=1e-6)
     near, far = (np.abs(z - z_0).mean() for z in results[1:])
     assert 0 < near < far
+    assert len(list(model.image_to_image(x, ["a star"], Rng(3), 0.5, HOW))) == 1 + 2  # half of the way, half the steps
 
 
 def test_inpainting_keeps_what_is_known(device):
