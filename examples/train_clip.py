@@ -1,6 +1,6 @@
 """Train CLIP: two towers that learn from captions which image and which text belong together (E25).
 
-    python examples/train_clip.py                     scenes of shapes, endless; a quarter of an hour of one CPU core
+    python examples/train_clip.py                     scenes of shapes, endless; twenty minutes of one CPU core
     python examples/train_clip.py --data fashion      clothes ("a photo of an ankle boot"); or digits ("a seven")
     python examples/train_clip.py --data FOLDER       your images, with a captions file: tinydiff/data/captioned.py
     python examples/train_clip.py --resume runs/clip  go on after Ctrl-C, or after the power went
@@ -61,8 +61,8 @@ class Recipe:
     """
 
     data: str = "shapes"
-    steps: int = 3000
-    batch_size: int = 64
+    steps: int = 4000
+    batch_size: int = 96
     lr: float = 1e-3
     warmup: int = 100
     ema_decay: float = 0.99
