@@ -468,7 +468,18 @@ save(figure, "11_trained_network.png")
 # ![a trained network sampled as EDM](out/11_trained_network.png)
 #
 # Nothing was trained anew. To see the whole table with networks trained as each column says, run
-# `python examples/karras_table.py`.
+# `python examples/karras_table.py`. Trained for 1,000 steps each on all of MNIST, they end at these Fréchet distances
+# from real digits (300 images; 300 real ones are at 15), as their own column samples, and as EDM's does:
+#
+# | trained as | 9 evaluations | 35 | 9, sampled as EDM | 35, sampled as EDM |
+# |---|---|---|---|---|
+# | VP | 190 | 160 | 202 | 148 |
+# | VE | 419 | 411 | 301 | 194 |
+# | iDDPM + DDIM | 248 | 168 | 198 | 147 |
+# | EDM | | | 149 | 138 |
+#
+# Most of what separates the columns is how they are sampled. What is left is how they were trained: with 9 evaluations
+# EDM's network is as near as the others are with 35.
 #
 # ## Exercises
 #
