@@ -11,7 +11,7 @@
 # - its two ends, $\log N$ and 0, and what the **temperature** does between them;
 # - that equal captions in a batch, which look like a mistake in the making, need no care at all;
 # - **zero-shot** classification: a classifier whose classes are written down as texts;
-# - what CLIP is bad at: who is left, and who is right.
+# - what a CLIP need not learn: who is left, and who is right; and what it takes that it does.
 #
 # Run it from anywhere: `python lessons/19_clip.py` takes about a minute and writes its pictures to `lessons/out/`.
 
@@ -171,11 +171,11 @@ def cosines_of(model):
     return model.image_embedding(to_signed(test_images)) @ model.text_embedding(test_captions).T
 
 
-def train(model, steps, batch_size=64, lr=2e-3):
-    """Minimise E25 on scenes of one thing; gives the losses."""
+def train(model, steps, source=single, batch_size=64, lr=2e-3):
+    """Minimise E25 on new scenes at every step; gives the losses."""
     adam, losses = Adam(model.parameters(), betas=(0.9, 0.98)), []
     for step in range(steps):
-        pictures, texts = single.draw(Rng(6).at(step), batch_size)
+        pictures, texts = source.draw(Rng(6).at(step), batch_size)
         loss = model.loss(to_signed(pictures), *model.tokens(texts))
         loss.backward()
         adam.step(lr * min(1, step / 20, 2 * (steps - step) / steps))
@@ -209,7 +209,7 @@ if not QUICK:
 #
 # ## The CLIP that comes with the package
 #
-# It has seen two hundred thousand scenes of one or two things (`examples/train_clip.py`). Here it sees scenes of the
+# It has seen four hundred thousand scenes of one or two things (`examples/train_clip.py`). Here it sees scenes of the
 # test split, and says how well each fits each caption.
 
 # %%
@@ -267,7 +267,7 @@ for i, (kind, color, chance) in enumerate([("colour", RED, 1 / 8), ("shape", BLU
     )
     axis.bar_label(bars, fmt="{:.0%}", padding=2)
     if clip is not tiny and not QUICK:
-        assert heights[1] > 0.95
+        assert heights[1] > 0.97
 axis.set(xticks=range(3), ylim=(0, 1.15), ylabel="accuracy")
 axis.set_xticklabels(judged)
 axis.spines[["top", "right"]].set_visible(False)
@@ -279,11 +279,11 @@ plt.close(figure)
 # %% [markdown]
 # ![zero-shot](out/19_zero_shot.png)
 #
-# The tiny one knows colours and hardly any shape, although its loss had fallen far. Nothing is learned that does not
-# help to tell the pairs of a batch apart: two scenes hardly ever agree in colour, size, place and background, so the
-# shape is hardly ever needed. **Which pairs meet in a batch decides what CLIP learns.** The package's one was therefore
-# shown scenes in rows of four that differ in their shapes alone (`Shapes(alike=4)`), and brief captions, in which each
-# word counts; so it learned shapes.
+# The tiny one knows colours and no shape, although its loss had fallen far. Nothing is learned that does not help to
+# tell the pairs of a batch apart: two scenes hardly ever agree in colour, size, place and background, so the shape is
+# hardly ever needed. **Which pairs meet in a batch decides what CLIP learns.** The package's one was therefore shown
+# scenes in rows of six that differ in their shapes and their places alone (`Shapes(alike=6)`), and brief captions, in
+# which each word counts.
 #
 # But not by themselves: of pairs never seen it knows the colour and misses the shape. Among the red things it was shown
 # there never was a triangle, so it learned to choose among the five others. Nothing had asked it to take shape and
@@ -291,9 +291,10 @@ plt.close(figure)
 #
 # ## Who is left, and who is right?
 #
-# A caption's words are worth much to the loss, their order little: in a batch of 128, hardly two scenes have the same
-# things the other way round. So does CLIP know that *a red star left of a blue ring* is not *a blue ring left of a red
-# star*? We give it a scene and two captions that differ in one respect, and count how often the right one is nearer.
+# A caption's words are worth much to the loss, their order little: in a batch of random scenes, hardly two have the
+# same things the other way round. So does CLIP know that *a red star left of a blue ring* is not *a blue ring left of
+# a red star*? We give it a scene and two captions that differ in one respect, and count how often the right one is
+# nearer. The tiny one was shown single things; here is another, as large, that sees scenes of two.
 
 
 # %%
@@ -305,6 +306,9 @@ def two_things(rng):
     return Scene(tuple(items), "grey"), *shapes, *colours
 
 
+couples = CLIP(CLIPConfig(tokenizer.merges, 28, *towers, patch=8, embedding=64), Rng(4))
+train(couples, 5 if QUICK else 300, Shapes(number=2))
+
 say = "a {} {} left of a {} {}".format
 pairs: dict[str, list] = {
     "another colour": [],
@@ -314,25 +318,33 @@ pairs: dict[str, list] = {
 }
 for i in range(20 if QUICK else 200):
     scene, a, b, red, blue = two_things(Rng(10).at(i))
-    green = next(c for c in COLOURS if c not in (red, blue))
-    c = next(s for s in SHAPES if s not in (a, b))
+    green = [c for c in COLOURS if c not in (red, blue)][i % 6]
+    c = [s for s in SHAPES if s not in (a, b)][i % 4]
     picture = draw(scene)
     wrong = say(green, a, blue, b), say(red, c, blue, b), say(blue, a, red, b), say(blue, b, red, a)
     for captions_of, text in zip(pairs.values(), wrong, strict=True):
         captions_of.append((picture, say(red, a, blue, b), text))
 
-told_apart = {}
-for name, cases in pairs.items():
-    seen = clip.image_embedding(to_signed(np.stack([picture for picture, _, _ in cases])))
-    right, wrong = (clip.text_embedding([case[k] for case in cases]) for k in (1, 2))
-    told_apart[name] = float(np.mean((seen * right).sum(axis=1) > (seen * wrong).sum(axis=1)))
 
-figure, axis = plt.subplots(figsize=(8, 2.8))
-bars = axis.barh(list(told_apart)[::-1], list(told_apart.values())[::-1], color=[BLUE, BLUE, GREEN, GREEN])
-axis.bar_label(bars, fmt="{:.0%}", padding=4)
+def told_apart(model):
+    """For each way to be wrong, how often a scene is nearer to the right caption than to the wrong one."""
+    shares = []
+    for cases in pairs.values():
+        seen = model.image_embedding(to_signed(np.stack([picture for picture, _, _ in cases])))
+        right, wrong = (model.text_embedding([case[k] for case in cases]) for k in (1, 2))
+        shares.append(float(np.mean((seen * right).sum(axis=1) > (seen * wrong).sum(axis=1))))
+    return shares
+
+
+figure, axis = plt.subplots(figsize=(9, 3.4))
+for i, (name, model, color) in enumerate([("the package's", clip, BLUE), ("random scenes of two", couples, GREEN)]):
+    bars = axis.barh(np.arange(4) - 0.4 * i + 0.2, told_apart(model)[::-1], height=0.36, color=color, label=name)
+    axis.bar_label(bars, fmt="{:.0%}", padding=4)
 axis.axvline(0.5, color=GREY, ls="--", lw=1)
+axis.set_yticks(range(4), list(pairs)[::-1])
 axis.set(xlim=(0, 1.1), xlabel="how often the right caption is nearer (chance: one half)")
 axis.spines[["top", "right"]].set_visible(False)
+axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 figure.tight_layout()
 figure.savefig(OUT / "19_what_it_knows.png", dpi=130)
 plt.close(figure)
@@ -340,9 +352,10 @@ plt.close(figure)
 # %% [markdown]
 # ![what it knows](out/19_what_it_knows.png)
 #
-# It sees what there is, and neither which thing has which colour nor which is the left one: to this CLIP a caption is a
-# bag of words. Large ones have the same fault (Yuksekgonul et al. 2023), for the same reason: no batch asked. A
-# text-to-image model can know better, since it looks at every token of the text and not at one vector.
+# The one that saw random scenes knows which colours there are, and neither which thing has which nor which is the left
+# one: to it a caption is a bag of words. Large ones have the same fault (Yuksekgonul et al. 2023), for the same reason:
+# no batch asked. The package's was asked who is left, since every second scene of its rows is the one before it, turned
+# by half a turn. It was hardly ever asked whose colour is whose, and is less sure of that.
 #
 # ## Exercises
 #
