@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
     how.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     other = parser.add_argument_group("other than from noise")
     other.add_argument("--to", metavar="PROMPT", help="walk to this prompt in --n pictures")
-    other.add_argument("--from", dest="source", metavar="PNG", help="change this picture")
+    other.add_argument("--from", dest="source", metavar="PNG", help="change this picture, scaled to the model's size")
     other.add_argument("--strength", type=float, metavar="S", help="how much of it, 0 to 1 (default: 0.6)")
     other.add_argument(
         "--mask",
@@ -147,9 +147,7 @@ def latents(model: StableDiffusion, prompts: list[str], rng: Rng, o: argparse.Na
 
 def given(model: StableDiffusion, options: argparse.Namespace, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The picture to be changed, n times, (n, H, W, 3) in [-1, 1], and which of its pixels are known, (H, W)."""
-    pixels = image.load_png(options.source, channels=3)
-    if pixels.shape[:2] != model.size:
-        raise ValueError(f"the model takes pictures of {model.size}, but {options.source} has {pixels.shape[:2]}")
+    pixels = image.fit(image.load_png(options.source, channels=3), model.size)
     mask = cli.mask_of(options.mask, model.size) if options.mask else np.ones(model.size, bool)
     return np.repeat(image.to_signed(pixels)[None], n, axis=0), mask
 

@@ -142,9 +142,13 @@ def load_png(path: PathLike, channels: int = 1) -> np.ndarray:
 def fit(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A picture at another size: as much of its middle as has the shape wanted, scaled.
 
+    Made smaller, a pixel is the mean of those it covers, so that what `save_png` made larger comes back as it was.
+
     pixels: uint8 (H, W), (H, W, 1) or (H, W, 3). size: height and width wanted. Returns uint8 with the same last axis.
     Raises ValueError for another array, or sizes below 1.
     """
+    from PIL import Image
+
     if min(size) < 1:
         raise ValueError(f"a picture's height and width must be at least 1, got {size[0]} x {size[1]}")
     H, W = pixels.shape[:2]
@@ -152,7 +156,8 @@ def fit(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     h, w = (max(1, round(scale * n)) for n in size)
     top, left = (H - h) // 2, (W - w) // 2
     middle = _picture(pixels[top : top + h, left : left + w], 1)
-    return np.asarray(middle.resize((size[1], size[0]))).reshape(*size, *pixels.shape[2:])
+    how = Image.Resampling.BOX if scale >= 1 else Image.Resampling.BICUBIC
+    return np.asarray(middle.resize((size[1], size[0]), how)).reshape(*size, *pixels.shape[2:])
 
 
 def save_gif(path: PathLike, frames: Sequence[np.ndarray], ms: int = 60, hold: int = 2000, scale: int = 1) -> None:
