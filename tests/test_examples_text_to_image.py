@@ -93,6 +93,17 @@ def test_a_prompt(draw, tmp_path):
         assert (samples(other) != drawn).any(), other
 
 
+def test_another_unet(draw, run, tmp_path):
+    unet = LatentDiffusion.load(run / "latent_diffusion")
+    for p in unet.parameters().values():
+        p[...] = 0 * p.data
+    (tmp_path / "other").mkdir()
+    Training(unet, TrainSettings(1), tmp_path / "other" / checkpoint.NAME, {}).save()
+    draw("a red star", "--save-array", "run.npz")
+    draw("a red star", "--save-array", "unet.npz", "--unet", "other")
+    assert (samples("run.npz") != samples("unet.npz")).any()
+
+
 def test_many_prompts(draw, tmp_path):
     (tmp_path / "p.txt").write_text("a star\n\n  ⭐ \na blue ring\n", encoding="utf-8")
     draw("--prompts", "p.txt", "--n", 2, "--save-array", "x.npz")

@@ -97,6 +97,15 @@ def test_image_to_image(device):
     assert len(list(model.image_to_image(x, ["a star"], Rng(3), 0.5, HOW))) == 1 + 2  # half of the way, half the steps
 
 
+def test_negative_prompts_count_in_editing_too():
+    model, x = made(), images(1)
+    for draw in (
+        lambda negative: model.image_to_image(x, ["a star"], Rng(3), 1.0, HOW, negative=negative),
+        lambda negative: model.inpaint(x, MASK, ["a star"], Rng(3), steps=4, negative=negative),
+    ):
+        assert np.abs(last(draw("")) - last(draw("red"))).max() > 1e-4
+
+
 def test_inpainting_keeps_what_is_known(device):
     """In the latents, those whose pixels are all known; in the picture, after with_known, every known pixel exactly."""
     model, x = made(), images()

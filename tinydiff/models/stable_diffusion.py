@@ -84,7 +84,7 @@ class StableDiffusion:
 
     def decode(self, z: Array) -> np.ndarray:
         """Pictures of latents: (n, H, W, 3), float32 in [-1, 1], on the host."""
-        return to_numpy(self.vae.decode(z)).clip(-1, 1)
+        return to_numpy(self.vae.decode(z))
 
     def text_to_image(
         self,
