@@ -1,10 +1,14 @@
 """evaluate_text_to_image.py: its table for a model that draws nothing right, and bad input."""
 
 import pathlib
+import runpy
 
 import pytest
 
 from tests.test_examples_text_to_image import assert_picture, call, run  # noqa: F401
+from tinydiff import Rng
+from tinydiff.data.shape_captions import parse
+from tinydiff.data.shapes import HELD_OUT
 
 EVALUATE = pathlib.Path(__file__).parents[1] / "examples" / "evaluate_text_to_image.py"
 
@@ -24,6 +28,15 @@ def test_the_table(run, tmp_path, monkeypatch, capsys):  # noqa: F811
     assert float(one[0].rstrip("%")) < 50
     for name in ("one_thing", "two_things", "one_thing_new_pair", "two_things_new_pair", "guidance"):
         assert (tmp_path / "scores" / f"{name}.png").stat().st_size > 5000
+
+
+def test_the_kinds_of_prompts():
+    """One thing or two, and a pair that training never sees where the name says so."""
+    for name, (source, split) in runpy.run_path(str(EVALUATE))["KINDS"].items():
+        for prompt in source.draw(Rng(0), 20, split)[1]:
+            things = parse(prompt).things
+            assert len(things) == (1 if name.startswith("one") else 2)
+            assert any((t.shape, t.colour) in HELD_OUT for t in things) == name.endswith("new pair")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from tinydiff import Rng, checkpoint
-from tinydiff.models import CLIP, VAE, CLIPConfig, LatentDiffusion, LatentDiffusionConfig, VAEConfig
+from tinydiff.models import CLIP, VAE, CLIPConfig, LatentDiffusion, LatentDiffusionConfig, Text, VAEConfig
 from tinydiff.nn import TransformerConfig, UNetConfig
 from tinydiff.train import Training, TrainSettings
+from tinydiff.workers import Share
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 DRAW, TRAIN = (EXAMPLES / name for name in ("text_to_image.py", "train_latent_diffusion.py"))
@@ -149,6 +150,31 @@ def train(run, monkeypatch, capsys):
         return out
 
     return done
+
+
+class Told:
+    """In place of a StableDiffusion: a text's state is its number, and what is drawn for a step is what it is told."""
+
+    def __init__(self):
+        self.unet, self.loss_of = self, None
+
+    def text(self, texts):
+        numbers = [int(text or -1) for text in ([texts] if isinstance(texts, str) else texts)]
+        return Text(np.array(numbers, np.float32)[:, None, None], np.ones((len(numbers), 1), bool))
+
+    def draw(self, z_0, rng, text, empty):
+        return z_0[:, 0, 0, 0], text.states[:, 0, 0]
+
+
+def test_each_latent_keeps_its_caption():
+    """Over an epoch every pair is seen once, in another order than the data's."""
+    n = 1040
+    z, captions = np.arange(n, dtype=np.float32).reshape(n, 1, 1, 1), [str(i) for i in range(n)]
+    drawn = runpy.run_path(str(TRAIN))["loss_of"](Told(), z, captions, 40, Rng(0))
+    pairs = [drawn.draw(step, Rng(1), Share()) for step in range(1, n // 40 + 1)]
+    latents, states = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+    np.testing.assert_array_equal(latents, states)
+    assert sorted(latents) == list(range(n)) and list(latents) != list(range(n))
 
 
 def test_training_stopped_and_resumed(run, train, tmp_path, monkeypatch):

@@ -101,6 +101,31 @@ def test_each_of_the_sources_gives_its_part():
     assert len(images) == len(set(captions)) == 50
 
 
+class Known:
+    """A model whose embeddings are known, and a source of its pairs."""
+
+    def draw(self, rng, n, split):
+        return np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1), ["a", "b", "c"]
+
+    def image_embedding(self, images):
+        return np.array([[1, 0], [1, 0], [0, 1]])
+
+    def text_embedding(self, captions):
+        return np.array([[0.9, 0], [0.8, 0.1], [0, 1]])
+
+    def zero_shot(self, images, prompts):
+        return np.eye(3)[[{"a": 0, "b": 1, "c": 1}[prompt] for prompt in prompts]]
+
+
+def test_what_is_measured():
+    """Images 1 and 2 find text 1, texts 1 and 2 find either image, the third pair finds itself."""
+    program, known = runpy.run_path(str(TRAIN)), Known()
+    report = program["measure"](known, "folder", known, Rng(0))
+    assert report["recall@1 among 3 held-out pairs, image to text"] == pytest.approx(2 / 3)
+    assert report["recall@1 among 3 held-out pairs, text to image"] == pytest.approx(1 / 3)
+    assert report["zero-shot among these captions, of 3 images"] == pytest.approx(2 / 3)
+
+
 def test_refused(copied, monkeypatch, capsys):
     """Each bad input gives one line on stderr that says what is wrong, a non-zero exit code, and changes no file."""
     (copied / "empty").mkdir()
