@@ -28,7 +28,7 @@ import numpy as np
 from tinydiff import backend, cli, image, program
 from tinydiff.autograd import Tensor
 from tinydiff.data import captioned
-from tinydiff.data.captioned import Captioned, Shapes
+from tinydiff.data.captioned import Captioned, Mixture, Shapes
 from tinydiff.data.shape_captions import PHRASES
 from tinydiff.data.shapes import COLOURS, PLACES, SHAPES
 from tinydiff.files import atomic_file
@@ -76,19 +76,19 @@ class Recipe:
     embedding: int = 128
     seed: int = 0
 
-    def sources(self) -> list[Captioned]:
+    def source(self) -> Captioned:
         """What to learn; of shapes, a third of the captions are brief, and a third name everything.
 
         Two random scenes hardly ever differ in their shapes alone, or in their places alone, so nothing would have to
         be learned of these: where captions name nearly everything, scenes that are alike in all else follow each other.
         """
         if self.data == "shapes":
-            return [Shapes(brief=True), Shapes(alike=6), Shapes(full=True, alike=6)]
-        return [captioned.source(self.data)]
+            return Mixture((Shapes(brief=True), Shapes(alike=6), Shapes(full=True, alike=6)))
+        return captioned.source(self.data)
 
     def tested(self) -> Captioned:
         """What recall is measured on: of shapes, captions that name everything."""
-        return Shapes(full=True) if self.data == "shapes" else self.sources()[0]
+        return Shapes(full=True) if self.data == "shapes" else self.source()
 
     def model(self, images: np.ndarray, captions: Sequence[str]) -> CLIPConfig:
         """The model for images and captions like these."""
@@ -141,8 +141,8 @@ def main() -> None:
 def train(run: Run[Recipe]) -> None:
     """Train by the recipe of this run, and measure what it learned."""
     recipe, rng = run.recipe, Rng(run.recipe.seed)
-    sources = recipe.sources()
-    images, captions = draw(sources, rng.at(WORDS), recipe.read)
+    source = recipe.source()
+    images, captions = source.draw(rng.at(WORDS), recipe.read)
     model = CLIP(recipe.model(images, captions), rng.at(WEIGHTS))
     cut = np.mean([len(model.tokenizer.encode(clean(caption))) > recipe.length - 2 for caption in captions])
     if cut:
@@ -155,7 +155,7 @@ def train(run: Run[Recipe]) -> None:
     what = f"{recipe.data}, {len(model.tokenizer)} tokens, captions such as {captions[0]!r}"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="a text of .* was cut")
-        loss_at = loss_of(model, sources, recipe.batch_size)
+        loss_at = loss_of(model, source, recipe.batch_size)
         training = fit(run, model, loss_at, rng.at(PAIRS), __file__, what=what, unit="pairs", preview=preview)
         with training.ema.applied():
             report = measure(model.eval(), recipe.data, recipe.tested(), rng.at(TEST))
@@ -165,19 +165,13 @@ def train(run: Run[Recipe]) -> None:
     print(f"Search with it:\n  {retrieve}")
 
 
-def draw(sources: Sequence[Captioned], rng: Rng, n: int, split: str = "train") -> tuple[np.ndarray, list[str]]:
-    """n pairs, as many of each source: images, uint8 (n, H, W, C), and captions."""
-    parts = [source.draw(rng.at(i), len(range(i, n, len(sources))), split) for i, source in enumerate(sources)]
-    return np.concatenate([images for images, _ in parts]), [caption for _, captions in parts for caption in captions]
-
-
-def loss_of(model: CLIP, sources: Sequence[Captioned], batch_size: int) -> LossAt:
+def loss_of(model: CLIP, source: Captioned, batch_size: int) -> LossAt:
     """The contrastive loss of a share of a step's batch, drawn for it."""
-    if batch_size < 2 * len(sources):
-        raise ValueError(f"to contrast pairs, a batch must have {2 * len(sources)} at least, got {batch_size}")
+    if batch_size < 2:
+        raise ValueError(f"to contrast pairs, a batch must have 2 at least, got {batch_size}")
 
     def loss_at(step: int, rng: Rng, share: Share) -> Tensor:
-        images, captions = draw(sources, rng, len(share.of(range(batch_size))))
+        images, captions = source.draw(rng, len(share.of(range(batch_size))))
         return model.loss(backend.to_device(image.to_signed(images)), *model.tokens(captions))
 
     return loss_at

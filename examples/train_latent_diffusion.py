@@ -22,6 +22,7 @@ import numpy as np
 from tinydiff import backend, cli, image, program
 from tinydiff.backend import Array
 from tinydiff.data import captioned
+from tinydiff.data.captioned import Captioned, Mixture, Shapes
 from tinydiff.data.loader import Batches
 from tinydiff.diffusion import Sampling, last
 from tinydiff.models import CLIP, VAE, LatentDiffusion, LatentDiffusionConfig, StableDiffusion, Text
@@ -44,10 +45,17 @@ class Recipe:
     vae: str = "vae"
     clip: str = "clip"
     base: int = 56
+    text_layers: int = 2
     steps: int = 6000
     batch_size: int = 128
     lr: float = 2e-3
     seed: int = 0
+
+    def source(self) -> Captioned:
+        """What to learn; of shapes, mostly scenes of two things, whose words are harder to sort out."""
+        if self.data == "shapes":
+            return Mixture((Shapes(), Shapes(number=2, full=True)))
+        return captioned.source(self.data)
 
     def settings(self) -> TrainSettings:
         """How to train."""
@@ -63,6 +71,8 @@ def parse() -> argparse.Namespace:
     what.add_argument("--vae", metavar="RUN", help="the autoencoder (default: the shipped one)")
     what.add_argument("--clip", metavar="RUN", help="the text encoder (default: the shipped one)")
     what.add_argument("--base", type=int, metavar="N", help=f"width of the U-Net (default: {usual.base})")
+    layers = f"of a transformer between CLIP and the U-Net (default: {usual.text_layers}; Stable Diffusion has none)"
+    what.add_argument("--text-layers", type=int, metavar="N", help=layers)
     program.add_training_flags(parser, usual, "images")
     program.add_run_flags(parser, "runs/latent_diffusion", "steps between sample grids (default: ten a run)")
     return parser.parse_args()
@@ -79,11 +89,12 @@ def train(run: Run[Recipe]) -> None:
     """Train by the recipe of this run, from the start or from what was saved, and draw the pictures."""
     recipe, folder, rng = run.recipe, run.folder, Rng(run.recipe.seed)
     vae, clip = VAE.load(recipe.vae), CLIP.load(recipe.clip)
-    source = captioned.source(recipe.data)
+    source = recipe.source()
     images, captions = source.draw(rng.at(DATA), recipe.pictures)
     height, width = (pixels // vae.factor for pixels in images.shape[1:3])
     unet = UNetConfig(vae.config.latent, recipe.base, (1, 2), 1, (0, 1), heads=4, context=clip.config.text.width)
-    model = LatentDiffusion(LatentDiffusionConfig(unet, (height, width)), rng.at(WEIGHTS))
+    config = LatentDiffusionConfig(unet, (height, width), text_layers=recipe.text_layers)
+    model = LatentDiffusion(config, rng.at(WEIGHTS))
     whole = StableDiffusion(vae, clip, model)
     loss_at = loss_of(whole, encoded(vae, images), captions, recipe.batch_size, rng.at(ORDER))
     _, prompts = source.draw(rng.at(PICTURES), 24, "test")

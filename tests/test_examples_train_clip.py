@@ -93,10 +93,8 @@ def test_handwritten_digits(copied, monkeypatch, capsys):
     assert code == 0 and "recall@1 among" in out and "zero-shot among these captions" in out, err
 
 
-def test_each_of_the_sources_gives_its_part():
+def test_no_two_pairs_have_one_caption():
     program = runpy.run_path(str(TRAIN))
-    images, captions = program["draw"](program["Recipe"]().sources(), Rng(0), 7)
-    assert images.shape == (7, 32, 32, 3) and images.dtype == np.uint8 and len(captions) == 7
     images, captions = program["distinct_pairs"](Shapes(full=True), Rng(0), 50)
     assert len(images) == len(set(captions)) == 50
 
@@ -141,7 +139,8 @@ def test_refused(copied, monkeypatch, capsys):
         ((*new, "--heads", 3), "must divide width"),
         ((*new, "--layers", 0), "sizes of at least 1"),
         ((*new, "--embedding", 0), "sizes of at least 1"),
-        ((*new, "--batch-size", 3), "a batch must have 6 at least, got 3"),
+        ((*new, "--batch-size", 1), "a batch must have 2 at least, got 1"),
+        ((*new, "--batch-size", 2), "a mixture of 3 sources gives at least 3 images, got 2"),
         ((*new, "--steps", 0), "at least 1, got 0"),
         (("--out", "file/run"), "file is not a folder"),
         (("--out", run), "holds a run already"),

@@ -11,7 +11,7 @@ from tests.data.test_shapes import SEEDS
 from tests.diffusion.common import PROPERTY
 from tinydiff import Rng, backend
 from tinydiff.data import captioned, mnist, shapes
-from tinydiff.data.captioned import CaptionedDigits, CaptionedFolder, Shapes, caption_of_class
+from tinydiff.data.captioned import CaptionedDigits, CaptionedFolder, Mixture, Shapes, caption_of_class
 from tinydiff.data.idx import DataError
 from tinydiff.data.shape_captions import parse
 from tinydiff.data.shapes import OPPOSITE, SPLITS, draw
@@ -183,6 +183,17 @@ def test_no_folder(folder):
         CaptionedFolder(folder / "nowhere")
     with pytest.raises(DataError, match=r"captions.txt is not a folder"):
         CaptionedFolder(folder / "captions.txt")
+
+
+def test_a_mixture_has_as_many_of_each():
+    one, two = Shapes(8, number=1), Shapes(8, number=2)
+    images, captions = Mixture((one, two)).draw(Rng(0), 5, "test")
+    for i, (source, part) in enumerate([(one, slice(0, 3)), (two, slice(3, 5))]):
+        expected, said = source.draw(Rng(0).at(i), len(range(*part.indices(5))), "test")
+        np.testing.assert_array_equal(images[part], expected)
+        assert captions[part] == said
+    with pytest.raises(ValueError, match="2 sources gives at least 2 images, got 1"):
+        Mixture((one, two)).draw(Rng(0), 1)
 
 
 # ------------------------------------------------------------------------------- shapes

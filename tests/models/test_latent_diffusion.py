@@ -57,6 +57,27 @@ def test_the_loss_is_the_formula(device):
     np.testing.assert_array_equal(mask, backend.to_numpy(text.mask))
 
 
+def test_layers_for_the_text_let_each_token_see_all(device):
+    """What comes to the U-Net of the first token depends on the last one, unless that is padding."""
+    model = made(dataclasses.replace(CONFIG, text_layers=1))
+    model.unet, text, z_t, t = Stub(), texts(2), Rng(4).normal((2, 4, 4, 2)), np.array([7, 9])
+    model(z_t, t, text)
+    before = model.unet.told[2]
+    states = backend.to_numpy(text.states).copy()
+    states[:, 2, 0] += 1  # of all channels alike, LayerNorm would not notice
+    model(z_t, t, Text(backend.to_device(states), text.mask))
+    after = model.unet.told[2]
+    assert (after[0, :2] != before[0, :2]).any(axis=-1).all()
+    np.testing.assert_array_equal(after[1, :2], before[1, :2])
+
+
+def test_layers_for_the_text_are_trained():
+    model = made(dataclasses.replace(CONFIG, text_layers=2))
+    model.loss(Rng(3).normal((2, 4, 4, 2)), Rng(5), texts(2), texts(1, 9)).backward()
+    assert all(np.abs(p.grad).max() > 0 for p in model.reader.parameters().values())
+    assert LatentDiffusion(CONFIG, Rng(0)).reader is None
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_some_texts_are_replaced_by_the_empty_one(share, device):
     n = 400
@@ -155,6 +176,7 @@ def test_the_published_size(monkeypatch):
         ({"schedule": "quadratic"}, "schedule must be one of linear"),
         ({"target": "y"}, "target must be one of eps, x0, v, got 'y'"),
         ({"unet": dataclasses.replace(UNET, context=None)}, "needs a U-Net with a context"),
+        ({"text_layers": -1}, "layers for the text must be at least 0, got -1"),
         ({"text_drop": 1.1}, r"dropped texts must be in \[0, 1\], got 1.1"),
     ],
 )

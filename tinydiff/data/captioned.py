@@ -5,6 +5,7 @@ source.draw(rng, n, split)    n images, uint8 (n, H, W, 3), and their captions, 
 Shapes(32)                    endless scenes of coloured shapes
 CaptionedDigits("embedded")   "a handwritten seven"; of Fashion-MNIST, "a photo of an ankle boot"
 CaptionedFolder("my/images")  your own images, with a file captions.txt
+Mixture((one, another))       as many of each
 
 source("shapes")              one of these, by the name that the programs' --data takes
 """
@@ -54,6 +55,21 @@ def source(data: str) -> Captioned:
     if data in ("digits", "full", "fashion"):
         return CaptionedDigits("embedded" if data == "digits" else data)
     return CaptionedFolder(data)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """As many images of each of several sources, whose images must have one size."""
+
+    sources: tuple[Captioned, ...]
+
+    def draw(self, rng: Rng, n: int, split: str = "train") -> tuple[np.ndarray, list[str]]:
+        """See Captioned. ValueError for fewer images than sources."""
+        if n < (sources := len(self.sources)):
+            raise ValueError(f"a mixture of {sources} sources gives at least {sources} images, got {n}")
+        parts = [s.draw(rng.at(i), len(range(i, n, sources)), split) for i, s in enumerate(self.sources)]
+        captions = [caption for _, captions in parts for caption in captions]
+        return np.concatenate([images for images, _ in parts]), captions
 
 
 # ---------------------------------------------------------------------------------------- shapes
