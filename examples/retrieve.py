@@ -22,11 +22,12 @@ import warnings
 import numpy as np
 
 from tinydiff import cli, image
+from tinydiff.checkpoint import fingerprint
 from tinydiff.data.captioned import Shapes
 from tinydiff.data.shapes import Scene, draw
 from tinydiff.files import atomic_file
 from tinydiff.models import CLIP
-from tinydiff.retrieval import ABOUT, Found, Index, fingerprint
+from tinydiff.retrieval import ABOUT, Found, Index
 from tinydiff.rng import Rng
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinydiff import backend, cli, image, program
+from tinydiff import backend, checkpoint, cli, image, program
 from tinydiff.backend import Array
 from tinydiff.data import captioned
 from tinydiff.data.captioned import Captioned, Mixture, Shapes
@@ -93,7 +93,13 @@ def train(run: Run[Recipe]) -> None:
     images, captions = source.draw(rng.at(DATA), recipe.pictures)
     height, width = (pixels // vae.factor for pixels in images.shape[1:3])
     unet = UNetConfig(vae.config.latent, recipe.base, (1, 2), 1, (0, 1), heads=4, context=clip.config.text.width)
-    config = LatentDiffusionConfig(unet, (height, width), text_layers=recipe.text_layers)
+    config = LatentDiffusionConfig(
+        unet,
+        (height, width),
+        text_layers=recipe.text_layers,
+        autoencoder=checkpoint.fingerprint(vae),
+        text_encoder=checkpoint.fingerprint(clip),
+    )
     model = LatentDiffusion(config, rng.at(WEIGHTS))
     whole = StableDiffusion(vae, clip, model)
     loss_at = loss_of(whole, encoded(vae, images), captions, recipe.batch_size, rng.at(ORDER))

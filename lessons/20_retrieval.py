@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tinydiff import Rng, checkpoint
+from tinydiff.checkpoint import fingerprint
 from tinydiff.data.captioned import Shapes
 from tinydiff.data.shape_captions import parse
 from tinydiff.data.shapes import draw
@@ -35,7 +36,7 @@ from tinydiff.models.clip import CLIP, CLIPConfig
 from tinydiff.models.tokenizer import Tokenizer, clean
 from tinydiff.nn import TransformerConfig
 from tinydiff.optim import Adam
-from tinydiff.retrieval import Index, fingerprint, recall
+from tinydiff.retrieval import Index, recall
 
 QUICK = "TINYDIFF_QUICK" in os.environ
 OUT = pathlib.Path(__file__).resolve().parent / "out"

@@ -8,8 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from tinydiff import checkpoint
+from tinydiff import Rng, checkpoint
 from tinydiff.checkpoint import CheckpointError
+from tinydiff.nn import Linear
 
 ARRAYS = {"model/a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "losses": np.zeros(0, np.float64)}
 META = {"kind": "toy", "config": {"size": (2, 3), "name": "ü"}}
@@ -206,11 +207,20 @@ def test_a_shipped_model_is_found_by_its_name(run, tmp_path, monkeypatch):
         checkpoint.load("tou", "toy")
 
 
+def test_a_fingerprint_tells_models_apart_but_not_a_model_from_its_export():
+    one, same, other = (Linear(3, 4, Rng(seed)) for seed in (0, 0, 1))
+    assert checkpoint.fingerprint(one) == checkpoint.fingerprint(same) != checkpoint.fingerprint(other)
+    for p in same.parameters().values():
+        p[...] = p.data.astype(np.float16)
+    assert checkpoint.fingerprint(one) == checkpoint.fingerprint(same) and len(checkpoint.fingerprint(one)) == 64
+
+
 def test_a_run_goes_before_a_shipped_model_of_its_name(run, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
     monkeypatch.chdir(tmp_path)
     checkpoint.export(run, tmp_path / "shipped" / "run.npz")
-    assert checkpoint.find("run").resolve() == (run / checkpoint.NAME).resolve()
+    with pytest.warns(UserWarning, match="run is the run in this folder, not the model of that name"):
+        assert checkpoint.find("run").resolve() == (run / checkpoint.NAME).resolve()
     (run / checkpoint.NAME).unlink()  # a folder that happens to have this name
     assert checkpoint.find("run") == tmp_path / "shipped" / "run.npz"
 

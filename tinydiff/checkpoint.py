@@ -8,12 +8,14 @@ from a stranger runs none of the stranger's code.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import pathlib
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -69,10 +71,20 @@ def kind_of(path: PathLike) -> str:
 
 
 def find(path: PathLike) -> pathlib.Path:
-    """The checkpoint that a path names: the file itself, the one in a run's folder, or a shipped model by its name."""
+    """The checkpoint that a path names: the file itself, the one in a run's folder, or a shipped model by its name.
+
+    Warns where a run hides the shipped model of its name.
+    """
     path = pathlib.Path(path)
     inside = path / NAME if path.is_dir() else path
-    return inside if inside.exists() or str(path) not in shipped() else SHIPPED / f"{path}.npz"
+    if str(path) not in shipped():
+        return inside
+    if inside.exists():
+        warnings.warn(
+            f"{path} is the run in this folder, not the model of that name that tinydiff brings", stacklevel=2
+        )
+        return inside
+    return SHIPPED / f"{path}.npz"
 
 
 def shipped() -> list[str]:
@@ -97,6 +109,24 @@ def export(source: PathLike, path: PathLike) -> None:
         raise CheckpointError(f"{source} has weights beyond half precision's 65504 in {large[0]}")
     described = {name: meta[name] for name in ("kind", "config")}  # the rest may tell of folders of this machine
     save(path, {name: a.astype(np.float16) for name, a in averaged.items()}, described)
+
+
+class Weights(Protocol):
+    """What a fingerprint is taken of: a Module."""
+
+    def state_dict(self) -> Mapping[str, np.ndarray]: ...
+
+
+def fingerprint(model: Weights) -> str:
+    """A text that two models share only if they have the same weights: the SHA-256 of these, in hexadecimal.
+
+    The weights are taken in half precision, so that a trained model and its `export` have one fingerprint.
+    """
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name} {weight.shape} ".encode())
+        digest.update(np.ascontiguousarray(weight, np.float16).tobytes())
+    return digest.hexdigest()
 
 
 def _load(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

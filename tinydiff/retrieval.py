@@ -10,11 +10,10 @@ Text → image and image → image are the same search; only the query comes fro
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -37,7 +36,7 @@ class Found(NamedTuple):
 class Index:
     """Unit vectors to be searched, what they are of, and by which model.
 
-    vectors: (N, D) float32, of unit length. names: N of them, such as paths. model: what `fingerprint` says of it.
+    vectors: (N, D) float32, of unit length. names: N of them, such as paths. model: its `checkpoint.fingerprint`.
     Raises ValueError for vectors of another shape, dtype or length, or another number of names.
     """
 
@@ -116,7 +115,7 @@ class Index:
     def load(cls, folder: PathLike, model: str) -> Self:
         """The index in a folder, its vectors left on disk until a search needs them.
 
-        model: what `fingerprint` says of the model whose queries will be searched for. Raises ValueError if the index
+        model: `checkpoint.fingerprint` of the model whose queries will be searched for. Raises ValueError if the index
         is of another model, or damaged, and OSError where there is none.
         """
         folder = pathlib.Path(folder)
@@ -133,21 +132,6 @@ class Index:
                 "vectors mean other things: make it again"
             )
         return index
-
-
-class Weights(Protocol):
-    """What a fingerprint is taken of: a Module."""
-
-    def state_dict(self) -> Mapping[str, np.ndarray]: ...
-
-
-def fingerprint(model: Weights) -> str:
-    """A text that two models share only if they have the same weights: the SHA-256 of these, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        digest.update(f"{name} {weight.dtype} {weight.shape} ".encode())
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()
 
 
 def recall(cosines: np.ndarray, k: int) -> float:

@@ -1,12 +1,13 @@
 """StableDiffusion (E28): its parts put together, small and untrained, which the way through them does not mind."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 
 from tests.helpers import assert_close
-from tinydiff import Rng, backend
+from tinydiff import Rng, backend, checkpoint
 from tinydiff.backend import to_numpy
 from tinydiff.diffusion import Sampling, last
 from tinydiff.models import CLIP, VAE, CLIPConfig, LatentDiffusion, LatentDiffusionConfig, StableDiffusion, VAEConfig
@@ -135,6 +136,19 @@ def test_parts_that_do_not_fit_are_refused():
     wide = dataclasses.replace(CLIP_CONFIG, text=dataclasses.replace(TEXT, width=16))
     with pytest.raises(ValueError, match=r"texts of width 8; .* CLIP's texts have width 16"):
         StableDiffusion(vae, CLIP(wide, Rng(1)), unet)
+
+
+def test_parts_that_the_unet_was_not_trained_with_are_warned_of():
+    vae, other, clip, unet = VAE(VAE_CONFIG, Rng(0)), VAE(VAE_CONFIG, Rng(7)), CLIP(CLIP_CONFIG, Rng(1)), made().unet
+    known = {"autoencoder": checkpoint.fingerprint(vae), "text_encoder": checkpoint.fingerprint(clip)}
+    unet.config = dataclasses.replace(unet.config, **known)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        StableDiffusion(vae, clip, unet)
+    with pytest.warns(UserWarning, match="another autoencoder"):
+        StableDiffusion(other, clip, unet)
+    with pytest.warns(UserWarning, match="another text encoder"):
+        StableDiffusion(vae, CLIP(CLIP_CONFIG, Rng(7)), unet)
 
 
 @pytest.mark.parametrize(

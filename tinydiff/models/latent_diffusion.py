@@ -49,7 +49,8 @@ class LatentDiffusionConfig:
     that are replaced by the empty one in training, so that guidance has something to move away from (E35). text_layers:
     blocks of a transformer that reads the states before the U-Net does, and is trained with it. CLIP's text tower is
     causal: "a red circle" does not know yet what it is left of. Here each token sees all (Kong et al. 2024, section
-    4.2, call it a token refiner); Stable Diffusion has none.
+    4.2, call it a token refiner); Stable Diffusion has none. autoencoder, text_encoder: the fingerprints of those that
+    it was trained with, to which latents and states mean what they mean to it; empty if not known.
 
     Raises ValueError for a name that is not known, a U-Net that takes no text, a share outside [0, 1], or a negative
     number of layers.
@@ -62,6 +63,8 @@ class LatentDiffusionConfig:
     target: str = "v"
     text_drop: float = 0.1
     text_layers: int = 0
+    autoencoder: str = ""
+    text_encoder: str = ""
 
     def __post_init__(self) -> None:
         for name, value, known in (("schedule", self.schedule, SCHEDULES), ("target", self.target, TARGETS)):

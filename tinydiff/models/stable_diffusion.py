@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Self
 
 import numpy as np
 
+from tinydiff import checkpoint
 from tinydiff.autograd import no_grad
 from tinydiff.backend import Array, to_device, to_numpy
 from tinydiff.diffusion import Prediction, Sampling, Schedule, guided, repaint, sdedit
@@ -43,7 +45,7 @@ class StableDiffusion:
     """
 
     def __init__(self, vae: VAE, clip: CLIP, unet: LatentDiffusion):
-        """Raises ValueError for parts that do not fit one another."""
+        """Raises ValueError for parts that do not fit one another; warns if the U-Net was trained with others."""
         drawn, made = unet.config.unet.channels, vae.config.latent
         told, said = unet.config.unet.context, clip.config.text.width
         if drawn != made or told != said:
@@ -51,6 +53,14 @@ class StableDiffusion:
                 f"the U-Net draws latents of {drawn} channels and reads texts of width {told}; "
                 f"the autoencoder makes latents of {made}, CLIP's texts have width {said}"
             )
+        for name, part, known in (
+            ("autoencoder", vae, unet.config.autoencoder),
+            ("text encoder", clip, unet.config.text_encoder),
+        ):
+            if known and known != checkpoint.fingerprint(part):
+                warnings.warn(
+                    f"the U-Net was trained with another {name}, and may misunderstand this one", stacklevel=2
+                )
         self.vae, self.clip, self.unet = vae, clip, unet
 
     @classmethod
