@@ -1,16 +1,17 @@
 """Type a prompt, get pictures: Stable Diffusion in miniature (E28).
 
-    python examples/text_to_image.py "a big red circle above a small blue star"
+    python examples/text_to_image.py "a big red circle above a small green star"
     python examples/text_to_image.py "a yellow ring" --negative "on black" --guidance 5
     python examples/text_to_image.py "a small green triangle" --to "a big pink square"     from one prompt to another
-    python examples/text_to_image.py "a blue star" --from circle.png --strength 0.7        change a picture
-    python examples/text_to_image.py "a blue star" --from circle.png --mask left           paint its left half anew
+    python examples/text_to_image.py "a green star" --from circle.png --strength 0.7        change a picture
+    python examples/text_to_image.py "a green star" --from circle.png --mask left           paint its left half anew
     python examples/text_to_image.py --prompts prompts.txt --save-array drawn.npz          one picture a line
 
 A model of shapes knows scenes of one or two things: circle, square, triangle, star, ring or cross; red, orange, yellow,
 green, cyan, blue, purple or pink; small or big; at nine places, or left of, right of, above, below, inside each other;
-on white, grey, black, stripes or squares. Train it by train_text_to_image.py (--run). Equal seeds give equal
-pictures. Beside the picture, a strip shows what the latents would have decoded to on the way.
+on white, grey, black, stripes or squares. The package brings it along; --run draws with a model that
+train_text_to_image.py trained. Equal seeds give equal pictures. Beside the picture, a strip shows what the latents
+would have decoded to on the way.
 """
 
 from __future__ import annotations
