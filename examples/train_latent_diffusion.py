@@ -25,7 +25,7 @@ from tinydiff.data import captioned
 from tinydiff.data.captioned import Captioned, Mixture, Shapes
 from tinydiff.data.loader import Batches
 from tinydiff.diffusion import Sampling, last
-from tinydiff.models import CLIP, VAE, LatentDiffusion, LatentDiffusionConfig, StableDiffusion, Text
+from tinydiff.models import CLIP, VAE, Condition, LatentDiffusion, LatentDiffusionConfig, StableDiffusion
 from tinydiff.nn import UNetConfig
 from tinydiff.program import Run, fit
 from tinydiff.rng import Rng
@@ -128,15 +128,12 @@ def encoded(vae: VAE, images: np.ndarray, batch: int = 100) -> np.ndarray:
 
 def loss_of(whole: StableDiffusion, z: np.ndarray, captions: list[str], batch_size: int, order: Rng) -> DrawnLoss:
     """The loss of a share of a step's batch; what CLIP says of each caption is computed before the training."""
-    starts = cli.progress(range(0, len(captions), 500), "captions to states", -(-len(captions) // 500))
-    texts = [whole.text(captions[i : i + 500]) for i in starts]
-    states = np.concatenate([backend.to_numpy(text.states).astype(np.float16) for text in texts])
-    mask = np.concatenate([backend.to_numpy(text.mask) for text in texts])
-    batches, empty = Batches(z, states, mask, batch_size=batch_size, rng=order), whole.text("")
+    texts = program.encoded_texts(whole.clip, captions)
+    batches, empty = Batches(z, *texts, batch_size=batch_size, rng=order), whole.text("")
 
     def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array | None, ...]:
         z_0, states, mask = (backend.to_device(share.of(a)) for a in batches.at(step - 1))
-        return whole.unet.draw(z_0, rng, Text(states.astype(np.float32), mask), empty)
+        return whole.unet.draw(z_0, rng, Condition(states.astype(np.float32), mask), empty)
 
     return DrawnLoss(draw_at, whole.unet.loss_of)
 

@@ -54,7 +54,7 @@ FUNCTIONS = {
     "all": "axis keepdims", "any": "axis keepdims", "argmax": "axis", "argmin": "axis", "argsort": "axis",
     "bincount": "weights minlength", "cumprod": "axis", "cumsum": "axis", "dot": "out", "einsum": "",
     "matmul": "out", "max": "axis keepdims", "mean": "axis dtype keepdims", "min": "axis keepdims",
-    "prod": "axis keepdims", "sort": "axis", "std": "axis keepdims", "sum": "axis dtype keepdims",
+    "percentile": "axis", "prod": "axis keepdims", "sort": "axis", "std": "axis keepdims", "sum": "axis dtype keepdims",
     "tensordot": "axes", "var": "axis keepdims", "vdot": "",
     # choosing
     "clip": "out", "copyto": "where", "interp": "", "searchsorted": "side", "take": "axis out",

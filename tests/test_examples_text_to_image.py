@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinydiff import Rng, checkpoint
-from tinydiff.models import CLIP, VAE, CLIPConfig, LatentDiffusion, LatentDiffusionConfig, Text, VAEConfig
+from tinydiff import Rng, Tensor, checkpoint
+from tinydiff.models import CLIP, VAE, CLIPConfig, LatentDiffusion, LatentDiffusionConfig, VAEConfig, told_texts
 from tinydiff.nn import TransformerConfig, UNetConfig
 from tinydiff.train import Training, TrainSettings
 from tinydiff.workers import Share
@@ -156,11 +156,17 @@ class Told:
     """In place of a StableDiffusion: a text's state is its number, and what is drawn for a step is what it is told."""
 
     def __init__(self):
-        self.unet, self.loss_of = self, None
+        self.unet = self.clip = self
+        self.loss_of = None
+
+    def tokens(self, texts):
+        return np.array([[int(text or -1)] for text in texts]), np.ones((len(texts), 1), bool)
+
+    def text_states(self, ids, mask):
+        return Tensor(ids.astype(np.float32)[..., None])
 
     def text(self, texts):
-        numbers = [int(text or -1) for text in ([texts] if isinstance(texts, str) else texts)]
-        return Text(np.array(numbers, np.float32)[:, None, None], np.ones((len(numbers), 1), bool))
+        return told_texts(self, texts)
 
     def draw(self, z_0, rng, text, empty):
         return z_0[:, 0, 0, 0], text.states[:, 0, 0]
@@ -210,7 +216,7 @@ def test_training_stopped_and_resumed(run, train, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--vae", "clip"], "expected 'vae', got 'clip'"),
-        (["--pictures", 0], "at least 1, got 0"),
+        (["--pictures", 0], "gives at least 2 images, got 0"),
         (["--pictures", 3, "--batch-size", 4], "batch size must be 1..3"),
         (["--data", "nowhere"], "nowhere is not a folder"),
     ],

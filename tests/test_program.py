@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tinydiff import Rng, Tensor, checkpoint, cli, program
+from tinydiff import Rng, Tensor, checkpoint, cli, image, program
 from tinydiff.checkpoint import CheckpointError
-from tinydiff.nn import Linear, Module
+from tinydiff.models import CLIP, CLIPConfig, told_texts
+from tinydiff.nn import Linear, Module, TransformerConfig
 from tinydiff.train import TrainSettings
 
 
@@ -177,3 +178,21 @@ def test_refused(ask):
     ):
         with pytest.raises(error, match=words):
             ask(*flags)
+
+
+# ------------------------------------------------------------------------------- what is looked up before
+
+
+def test_captions_and_pictures_are_encoded_piece_by_piece():
+    text, seen = TransformerConfig(8, 1, 2, causal=True), TransformerConfig(8, 1, 2)
+    clip = CLIP(CLIPConfig(length=12, text=text, image=seen, embedding=8), Rng(1))
+    captions = ["a star", "", "a ring", "a box", "two"]
+    states, mask = program.encoded_texts(clip, captions, batch=2)
+    told = told_texts(clip, captions)
+    assert states.dtype == np.float16
+    np.testing.assert_allclose(states, told.states, atol=2e-3)
+    np.testing.assert_array_equal(mask, told.mask)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    z_i = program.encoded_images(clip, pixels, batch=2)
+    assert z_i.dtype == np.float32
+    np.testing.assert_allclose(z_i, clip.image_embedding(image.to_signed(pixels)), atol=1e-5)

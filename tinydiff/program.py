@@ -5,6 +5,7 @@
 
 A program brings its recipe, a frozen dataclass of everything that decides what a run computes, which the checkpoint
 holds. Its flags have the names of the recipe's fields, and are None unless given.
+What CLIP says of captions and pictures is looked up before the training: `encoded_texts`, `encoded_images`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import argparse
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from tinydiff import backend, checkpoint, cli, image
+from tinydiff.models.clip import CLIP
+from tinydiff.models.text_diffusion import TextEncoder, told_texts
 from tinydiff.rng import Rng
 from tinydiff.train import LossAt, Trainable, Training, TrainSettings, steps_in, train
 
@@ -151,3 +154,20 @@ def fit(
     )
     image.loss_curve(folder / "loss.png", range(1, training.step + 1), training.losses.tolist())
     return training
+
+
+def encoded_texts(encoder: TextEncoder, captions: Sequence[str], batch: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    """What a U-Net will be told of captions (E27), looked up before the training, with a progress bar.
+
+    Gives the states of the tokens (N, M, width), in half precision, and which are there, (N, M) bool, on the host.
+    """
+    starts = cli.progress(range(0, len(captions), batch), "captions to states", -(-len(captions) // batch))
+    texts = [told_texts(encoder, captions[i : i + batch]) for i in starts]
+    states = [backend.to_numpy(text.states).astype(np.float16) for text in texts]
+    return np.concatenate(states), np.concatenate([backend.to_numpy(text.mask) for text in texts])
+
+
+def encoded_images(clip: CLIP, images: np.ndarray, batch: int = 500) -> np.ndarray:
+    """CLIP's embeddings of pictures, uint8 (N, H, W, C), with a progress bar: (N, embedding), float32 on the host."""
+    starts = cli.progress(range(0, len(images), batch), "pictures to embeddings", -(-len(images) // batch))
+    return np.concatenate([clip.image_embedding(image.to_signed(images[i : i + batch])) for i in starts])

@@ -18,6 +18,7 @@ from tinydiff.diffusion import (
     ddpm,
     denoiser,
     dpm_solver,
+    dynamic_threshold,
     forward_step,
     heun,
     last,
@@ -427,6 +428,9 @@ def test_usual_steps_fit_short_schedules():
         ({"eta": math.nan}, "eta must lie in"),
         ({"sampler": "heun", "eta": 0.5}, "eta is for the sampler ddim, got eta 0.5 for heun"),
         ({"variance": "beta"}, "variance is for the sampler ddpm, got beta for ddim"),
+        ({"clip": 0.0}, r"True, False or a percentile in \(0, 100\], got 0.0"),
+        ({"clip": 101}, r"True, False or a percentile in \(0, 100\], got 101"),
+        ({"clip": math.nan}, r"percentile in \(0, 100\], got nan"),
     ],
 )
 def test_bad_sampling(wrong, words):
@@ -454,6 +458,38 @@ def test_clip_bounds_x0_and_keeps_the_pair_consistent(target, t):
     np.testing.assert_array_equal(clipped.x0, np.minimum(np.maximum(free.x0, -1), 1))
     for guess in (free, clipped):
         np.testing.assert_allclose(q_sample(guess.x0, t, guess.eps, schedule), x_t, atol=1e-12)
+
+
+@PROPERTY
+@given(st.integers(1, 4), st.integers(1, 40), st.floats(0, 100), st.floats(0.1, 10), st.integers(0, 1000))
+def test_dynamic_threshold_is_the_formula(n, pixels, percentile, size, seed):
+    """E37, image by image: the percentile between two of the sorted |x_0|, by how far it lies between them."""
+    x_0 = size * np.random.default_rng(seed).normal(size=(n, pixels, 1))
+    found = dynamic_threshold(x_0, percentile)
+    assert np.abs(found).max() <= 1
+    for image, before in zip(found, x_0, strict=True):
+        ordered = sorted(abs(x) for x in before.ravel().tolist())
+        low, between = divmod(percentile / 100 * (pixels - 1), 1)
+        low, high = int(low), min(int(low) + 1, pixels - 1)
+        s = max(1.0, ordered[low] + between * (ordered[high] - ordered[low]))
+        expected = [max(-s, min(s, x)) / s for x in before.ravel().tolist()]
+        np.testing.assert_allclose(image.ravel(), expected, rtol=1e-9)
+
+
+def test_dynamic_threshold_leaves_what_lies_within_and_keeps_differences_without():
+    within_bounds = np.linspace(-1, 1, 12).reshape(1, 3, 4)
+    np.testing.assert_array_equal(dynamic_threshold(within_bounds, 99.5), within_bounds)
+    x_0 = np.float32([[0.5, 2.0, 4.0]])
+    np.testing.assert_array_equal(dynamic_threshold(x_0, 100), [[0.125, 0.5, 1.0]])
+    assert dynamic_threshold(x_0, 90).dtype == np.float32
+
+
+def test_a_denoiser_that_thresholds():
+    """A percentile takes the place of the clip, and the pair stays consistent with x_t."""
+    schedule, x_t = Schedule.cosine(100), Rng(0).normal((5, 8), np.float64)
+    free, found = (denoiser(lambda x_t, t: 3 * np.sin(5 * x_t), schedule, "v", c)(x_t, 40) for c in (False, 80.0))
+    np.testing.assert_array_equal(found.x0, dynamic_threshold(free.x0, 80.0))
+    np.testing.assert_allclose(q_sample(found.x0, 40, found.eps, schedule), x_t, atol=1e-12)
 
 
 def test_network_gets_one_t_a_sample_and_records_nothing():

@@ -157,7 +157,10 @@ def test_parts_that_the_unet_was_not_trained_with_are_warned_of():
         (lambda m: m.image_to_image(images(), ["a"], Rng(0), 1.5), r"strength must lie in \[0, 1\], got 1.5"),
         (lambda m: m.image_to_image(images()[:, :8], ["a"], Rng(0)), r"takes images \(n, 16, 16, 3\), got \(2, 8, 16"),
         (lambda m: m.inpaint(images(), MASK[:8], ["a"], Rng(0), 2), r"take a mask \(16, 16\)"),
-        (lambda m: m.inpaint(images(), MASK, ["a", "b", "c"], Rng(0), 2), "2 images take one text, or one each, got 3"),
+        (
+            lambda m: m.inpaint(images(), MASK, ["a", "b", "c"], Rng(0), 2),
+            "2 images are told one thing, or one each, got 3",
+        ),
         (lambda m: m.interpolate("a", "b", 1, Rng(0)), "at least 2 pictures from one prompt to another, got 1"),
     ],
 )

@@ -137,7 +137,7 @@ def upsample(x, w):
     return conv(x.repeat(2, axis=1).repeat(2, axis=2), part(w, "conv"))
 
 
-def unet(x, t, w, config, label=None, context=None, mask=None, extra=None):
+def unet(x, t, w, config, label=None, context=None, mask=None, extra=None, vector=None):
     """E20, its blocks told apart by the names of their weights."""
 
     def layer(name, h):
@@ -157,6 +157,8 @@ def unet(x, t, w, config, label=None, context=None, mask=None, extra=None):
     emb = time_embedding(t, part(w, "time"))
     if config.classes:
         emb = emb + w["label.weight"][np.zeros(len(x), int) if label is None else label + 1]
+    if config.vector:
+        emb = emb + linear(vector, part(w, "vector"))
     emb, p = silu(emb), config.patch
     shown = [x] if extra is None else [x, extra]
     shown += [wave(2**n * np.pi * x) for n in config.fourier for wave in (np.sin, np.cos)]

@@ -32,6 +32,7 @@ CONFIGS = {
     ),
     "extra": UNetConfig(channels=2, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2, extra=3),
     "outputs": UNetConfig(channels=2, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2, outputs=4),
+    "vector": UNetConfig(base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, vector=5),
     "patch": UNetConfig(channels=3, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2),
     "all": UNetConfig(
         channels=2,
@@ -44,6 +45,8 @@ CONFIGS = {
         classes=3,
         context=5,
         patch=2,
+        extra=1,
+        vector=6,
     ),
 }
 T_BATCH = np.array([1, 700, 3])
@@ -59,6 +62,8 @@ def inputs(config, size=(4, 8)):
         conditions |= {"context": draw(3, 4, config.context, seed=7), "mask": MASK}
     if config.extra:
         conditions["extra"] = draw(3, *size, config.extra, seed=8)
+    if config.vector:
+        conditions["vector"] = draw(3, config.vector, seed=9)
     return draw(3, *size, config.channels), conditions
 
 
@@ -89,13 +94,12 @@ def test_in_float32_too():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_gradients(name):
     model, (x, conditions) = made(CONFIGS[name]), inputs(CONFIGS[name])
-    label, context, mask, extra = (conditions.get(key) for key in ("label", "context", "mask", "extra"))
-    given = [a for a in (context, extra) if a is not None]
-    assert len(given) <= 1
+    label, mask = (conditions.get(key) for key in ("label", "mask"))
+    names = [name for name in conditions if name not in ("label", "mask")]
+    given = [conditions[name] for name in names]
 
-    def call(x, image_or_text=None):
-        other = {"extra": image_or_text} if extra is not None else {"context": image_or_text}
-        return model(x, T_BATCH, label, mask=mask, **other)
+    def call(x, *others):
+        return model(x, T_BATCH, label, mask=mask, **dict(zip(names, others, strict=True)))
 
     error = layer_gradcheck(model, x, *given, call=call)
     assert error <= 1e-6
@@ -211,8 +215,8 @@ def test_the_number_of_parameters():
 @pytest.mark.parametrize("size", [(4, 4), (12, 8)])
 def test_it_starts_at_zero_in_the_shape_of_its_input(name, size):
     config, (x, conditions) = CONFIGS[name], inputs(CONFIGS[name], size)
-    conditions |= {key: conditions[key].astype(np.float32) for key in conditions.keys() & {"context", "extra"}}
-    y = UNet(config, Rng())(Tensor(x.astype(np.float32)), T_BATCH, **conditions)
+    given = {key: a.astype(np.float32) if a.dtype == np.float64 else a for key, a in conditions.items()}
+    y = UNet(config, Rng())(Tensor(x.astype(np.float32)), T_BATCH, **given)
     assert_close(y, np.zeros((3, *size, config.outputs or config.channels), np.float32))
 
 
@@ -268,6 +272,14 @@ def test_the_context_counts_and_its_padding_does_not():
     other = np.where(MASK[..., None], context + 1, context)
     assert (difference(y, model(Tensor(x), T_BATCH, context=Tensor(other), mask=MASK)) > 1e-6).all()
     assert (difference(y, model(Tensor(x), T_BATCH, context=Tensor(context)))[[0, 2]] > 1e-6).all()
+
+
+def test_the_vector_counts_for_each_image_alone():
+    config = CONFIGS["vector"]
+    model, (x, conditions) = made(config), inputs(config)
+    other = conditions["vector"] * np.array([[1], [2], [1]])
+    changed = difference(*(model(Tensor(x), T_BATCH, vector=Tensor(v)) for v in (conditions["vector"], other)))
+    assert changed[1] > 1e-6 and changed[0] == changed[2] == 0
 
 
 def test_dropout_only_in_training():
@@ -335,6 +347,10 @@ def test_a_patch_must_divide_too():
         ("plain", {"extra": Tensor(draw(3, 4, 4, 2))}, r"second image has 0 channels .*, got \(3, 4, 4, 2\)"),
         ("extra", {}, r"second image has 3 channels and the size of \(3, 4, 4, 2\), got None"),
         ("extra", {"extra": Tensor(draw(3, 8, 4, 3))}, r"second image has 3 channels .*, got \(3, 8, 4, 3\)"),
+        ("plain", {"vector": Tensor(draw(3, 5))}, r"vectors of None numbers, .* got \(3, 5\)"),
+        ("vector", {}, r"vectors of 5 numbers, .* got None"),
+        ("vector", {"vector": Tensor(draw(2, 5))}, r"vectors of 5 numbers, .* got \(2, 5\)"),
+        ("vector", {"vector": Tensor(draw(3, 6))}, r"vectors of 5 numbers, .* got \(3, 6\)"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(name, arguments, message):
@@ -354,6 +370,7 @@ def test_conditions_that_do_not_fit_are_refused(name, arguments, message):
         ({"blocks": 0}, "sizes of at least 1"),
         ({"patch": 0}, "sizes of at least 1"),
         ({"outputs": -1}, "sizes of at least 1"),
+        ({"vector": 0}, "sizes of at least 1"),
         ({"extra": -1}, "sizes of at least 1"),
         ({"multipliers": (1, 0)}, "sizes of at least 1"),
     ],

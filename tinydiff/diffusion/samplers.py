@@ -44,12 +44,15 @@ from tinydiff.rng import Rng
 
 Denoise = Callable[[Array, int], Prediction]
 
+Clip = bool | float
+"""How x_0 is kept within [-1, 1], where images lie: not at all, by cutting it off there, or at this percentile."""
+
 
 def denoiser(
     model: Callable[[Array, np.ndarray], Any],
     schedule: Schedule,
     target: str = "eps",
-    clip: bool = True,
+    clip: Clip = True,
     learned_variance: bool = False,
 ) -> Denoise:
     """Make denoise(x_t, t) -> Prediction(x0, eps) of a network that outputs eps, x_0 or v.
@@ -58,7 +61,8 @@ def denoiser(
     as x_t. No gradient is recorded. target: what it outputs, see `predict`.
     clip: keep x_0 in [-1, 1], where images lie, and recompute eps from it, so that the two still make up x_t. At
     large t a small error in eps is a large one in x_0, and without the clip the next steps would build on an x_0
-    far from anything the network has seen. Set it to False for data with no such bounds.
+    far from anything the network has seen. Set it to False for data with no such bounds. A number is the percentile of
+    `dynamic_threshold`, which takes the place of the clip.
     learned_variance: the network's last axis is twice as long as x_t's, the second half being the v of E13, scaled to
     [-1, 1] as a network likes it.
     """
@@ -70,11 +74,27 @@ def denoiser(
         if learned_variance:
             output, v = split_variance(output)
         x0, eps, _ = predict(output, x_t, t, schedule, target)
-        if clip:
-            x0, eps, _ = predict(x0.clip(-1, 1), x_t, t, schedule, "x0")
+        if clip is not False:
+            x0 = x0.clip(-1, 1) if clip is True else dynamic_threshold(x0, clip)
+            x0, eps, _ = predict(x0, x_t, t, schedule, "x0")
         return Prediction(x0, eps, v)
 
     return denoise
+
+
+def dynamic_threshold(x_0: Array, percentile: float) -> Array:
+    """Dynamic thresholding: bring each image back into [-1, 1] by its own measure.
+
+        s = max(1, the percentile of |x_0| over the pixels of the image),   x_0 <- clip(x_0, -s, s)/s
+
+    Strong guidance drives x_0 far beyond [-1, 1]. Cut off there, more and more of an image is saturated; divided by s,
+    its pixels keep their differences. x_0: (B, ...). percentile: in [0, 100]; at 100 nothing is cut off. Returns the
+    like of x_0, in [-1, 1]. (E37; Saharia et al. 2022, section 2.3)
+    """
+    module, each = backend.array_module(x_0), (-1, *[1] * (x_0.ndim - 1))
+    s = module.percentile(abs(x_0).reshape(len(x_0), -1), percentile, axis=1)
+    s = module.maximum(s, 1).astype(x_0.dtype).reshape(each)
+    return x_0.clip(-s, s) / s
 
 
 def split_variance(output: Any) -> tuple[Any, Any]:
@@ -298,8 +318,8 @@ class Sampling:
 
     sampler: a name in SAMPLERS. steps: 1..T; by default all T for "ddpm", else as many as USUAL_STEPS says.
     spacing: see `timesteps`. eta: for "ddim", in [0, 1]. variance: for "ddpm", in VARIANCES, or None, see there.
-    clip: see `denoiser`. Raises ValueError for a value that is not among these, and for an eta or variance given to a
-    sampler that takes none.
+    clip: see `denoiser`; True, False or a percentile in (0, 100]. Raises ValueError for a value that is not among
+    these, and for an eta or variance given to a sampler that takes none.
     """
 
     sampler: str = "ddim"
@@ -307,7 +327,7 @@ class Sampling:
     spacing: str = "trailing"
     eta: float = 0.0
     variance: str | None = None
-    clip: bool = True
+    clip: Clip = True
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -319,6 +339,8 @@ class Sampling:
                 raise ValueError(f"the {name} must be one of {', '.join(known)}, got {value!r}")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
+        if not isinstance(self.clip, bool) and not 0 < self.clip <= 100:
+            raise ValueError(f"to clip is True, False or a percentile in (0, 100], got {self.clip}")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta is for the sampler ddim, got eta {self.eta} for {self.sampler}")
         if self.variance and self.sampler != "ddpm":

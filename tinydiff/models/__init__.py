@@ -1,18 +1,22 @@
 """Models: networks put together with what they are trained for."""
 
 from tinydiff.models.binomial_diffusion import BinomialDiffusion, BinomialDiffusionConfig
+from tinydiff.models.cascade import Upsampler, UpsamplerConfig
 from tinydiff.models.classifier import Classifier, ClassifierConfig
 from tinydiff.models.clip import CLIP, CLIPConfig
+from tinydiff.models.dalle2 import Decoder, DecoderConfig
 from tinydiff.models.diffwave import DiffWave, DiffWaveConfig
 from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
 from tinydiff.models.discriminator import AdversarialVAE, LossWeights, PatchDiscriminator
 from tinydiff.models.gan import GAN, GANConfig
+from tinydiff.models.glide import TextInpainting
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
-from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, Text
+from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
 from tinydiff.models.stable_diffusion import StableDiffusion
+from tinydiff.models.text_diffusion import Condition, TextDiffusion, TextDiffusionConfig, told_texts
 from tinydiff.models.tokenizer import Tokenizer
 from tinydiff.models.vae import VAE, VAEConfig
 
@@ -26,6 +30,9 @@ __all__ = [
     "CLIPConfig",
     "Classifier",
     "ClassifierConfig",
+    "Condition",
+    "Decoder",
+    "DecoderConfig",
     "DiffWave",
     "DiffWaveConfig",
     "DigitVAE",
@@ -43,7 +50,12 @@ __all__ = [
     "SceneReader",
     "SceneReaderConfig",
     "StableDiffusion",
-    "Text",
+    "TextDiffusion",
+    "TextDiffusionConfig",
+    "TextInpainting",
     "Tokenizer",
+    "Upsampler",
+    "UpsamplerConfig",
     "VAEConfig",
+    "told_texts",
 ]

@@ -20,7 +20,7 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import Array, array_module, beside, captured, to_device, to_numpy, value_range
 from tinydiff.data.spectrum import Mel
 from tinydiff.diffusion import Sampling, classifier_free, denoiser, draw_t, q_sample, squared_error, target_of
-from tinydiff.diffusion.samplers import Denoise
+from tinydiff.diffusion.samplers import Clip, Denoise
 from tinydiff.files import PathLike
 from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, USUAL_SAMPLING, schedule_for
 from tinydiff.models.trained import load_trained
@@ -257,12 +257,12 @@ class DiffWave(Module):
         return itertools.chain([x_T], how.states(denoise, x_T, self.schedule, rng.at(1)))
 
     def denoiser(
-        self, label: Array | None = None, mel: Array | None = None, guidance: float = 1.0, clip: bool = True
+        self, label: Array | None = None, mel: Array | None = None, guidance: float = 1.0, clip: Clip = True
     ) -> Denoise:
         """The network as the samplers take it: denoise(x_t, t) -> Prediction.
 
         label, mel: on the device of x_t, one for each x_t of the batch. guidance: s of E35; other than 1 it needs a
-        label. clip: keep each guess at x_0 in [-1, 1].
+        label. clip: how each guess at x_0 is kept in [-1, 1], see Clip.
         """
         self.eval()
         model = classifier_free(

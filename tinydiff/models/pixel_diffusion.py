@@ -30,7 +30,7 @@ from tinydiff.diffusion import (
     variance_bound,
     variance_bound_arrays,
 )
-from tinydiff.diffusion.samplers import Denoise
+from tinydiff.diffusion.samplers import Clip, Denoise
 from tinydiff.files import PathLike
 from tinydiff.models.trained import load_trained
 from tinydiff.nn import Module, UNet, UNetConfig
@@ -251,13 +251,13 @@ class PixelDiffusion(Module):
         return to_device(self._checked(np.full(n, label) if isinstance(label, int) else label, n)), guidance
 
     def denoiser(
-        self, label: Array | None = None, guidance: float = 1.0, clip: bool = True, shown: Array | None = None
+        self, label: Array | None = None, guidance: float = 1.0, clip: Clip = True, shown: Array | None = None
     ) -> Denoise:
         """The network as the samplers and the bound take it: denoise(x_t, t) -> Prediction.
 
         label: (B,) on the device of x_t, one for each x_t of the batch. guidance: s of E35; other than 1 it needs a
-        label. clip: keep each guess at x_0 in [-1, 1]. shown: the second images of a model with unet.extra, (B, H, W,
-        extra) on the device of x_t; by default it sees zeros.
+        label. clip: how each guess at x_0 is kept in [-1, 1], see Clip. shown: the second images of a model with
+        unet.extra, (B, H, W, extra) on the device of x_t; by default it sees zeros.
         """
         self.eval()
         learned = self.config.learned_variance

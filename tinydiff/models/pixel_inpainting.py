@@ -14,6 +14,7 @@ from tinydiff.data.masks import random_masks
 from tinydiff.diffusion import Sampling
 from tinydiff.diffusion.inpaint import as_mask, keep_known
 from tinydiff.models.pixel_diffusion import USUAL_SAMPLING, PixelDiffusion, PixelDiffusionConfig
+from tinydiff.nn import UNetConfig
 from tinydiff.rng import Rng
 
 
@@ -27,11 +28,7 @@ class PixelInpainting(PixelDiffusion):
     kind = "pixel-inpainting"
 
     def __init__(self, config: PixelDiffusionConfig, rng: Rng):
-        if config.unet.extra != config.unet.channels + 1:
-            raise ValueError(
-                f"inpainting needs unet.extra = {config.unet.channels + 1}, for the masked image and the mask, got "
-                f"{config.unet.extra}"
-            )
+        check_shown(config.unet)
         super().__init__(config, rng)
 
     @classmethod
@@ -40,17 +37,8 @@ class PixelInpainting(PixelDiffusion):
 
         At first its output is base's, whatever it is shown.
         """
-        unet = dataclasses.replace(base.config.unet, extra=base.config.unet.channels + 1)
-        model = cls(dataclasses.replace(base.config, unet=unet), Rng(0))
-        weights = base.state_dict()
-        kernel = weights["unet.conv_in.weight"]
-        by_pixel = kernel.reshape(*kernel.shape[:2], unet.patch**2, -1, kernel.shape[3])  # of each patch
-        new = np.zeros((*by_pixel.shape[:3], unet.extra, kernel.shape[3]), kernel.dtype)
-        of_x_t, of_waves = np.split(by_pixel, [unet.channels], axis=3)  # unet.fourier's come after the second image
-        weights["unet.conv_in.weight"] = np.concatenate([of_x_t, new, of_waves], axis=3).reshape(
-            *kernel.shape[:2], -1, kernel.shape[3]
-        )
-        model.load_state_dict(weights)
+        model = cls(dataclasses.replace(base.config, unet=seeing_more(base.config.unet)), Rng(0))
+        model.load_state_dict(with_new_inputs(base.state_dict(), model.config.unet))
         return model
 
     def draw(self, x_0: Array, rng: Rng, label: Array | None = None) -> tuple[Array | None, ...]:
@@ -76,9 +64,7 @@ class PixelInpainting(PixelDiffusion):
         `sample` takes them, and raises. x_0 holds the known pixels exactly.
         Raises ValueError for another mask, or images of another size.
         """
-        if known.ndim != 4 or known.shape[1:] != (*self.config.size, self.config.unet.channels):
-            expected = (*self.config.size, self.config.unet.channels)
-            raise ValueError(f"the model paints images of {expected}, got {known.shape}")
+        check_known(known, self.config.size, self.config.unet)
         known, n = to_device(known), len(known)
         denoise = self.denoiser(*self.told(n, label, guidance), how.clip, shown(known, mask))
         denoise, x_T = keep_known(denoise, known, mask, self.schedule), self.noise(n, rng.at(0))
@@ -94,3 +80,36 @@ def shown(known: Array, mask: Array) -> Array:
     module, kept = array_module(known), as_mask(mask, known)
     mask_of_each = module.broadcast_to(kept, (*known.shape[:3], 1)).astype(known.dtype)
     return module.concatenate([module.where(kept, known, 0).astype(known.dtype), mask_of_each], axis=-1)
+
+
+def seeing_more(unet: UNetConfig) -> UNetConfig:
+    """The sizes of a U-Net that is shown a masked image and the mask beside what it was made for."""
+    return dataclasses.replace(unet, extra=unet.channels + 1)
+
+
+def check_shown(unet: UNetConfig) -> None:
+    """Raise ValueError unless a U-Net is shown as many further channels as `shown` gives."""
+    if unet.extra != unet.channels + 1:
+        raise ValueError(
+            f"inpainting needs unet.extra = {unet.channels + 1}, for the masked image and the mask, got {unet.extra}"
+        )
+
+
+def check_known(known: Array, size: tuple[int, int], unet: UNetConfig) -> None:
+    """Raise ValueError unless images are (n, H, W, C) of the size and channels that a model paints."""
+    if known.ndim != 4 or known.shape[1:] != (*size, unet.channels):
+        raise ValueError(f"the model paints images of {(*size, unet.channels)}, got {known.shape}")
+
+
+def with_new_inputs(weights: dict[str, np.ndarray], unet: UNetConfig) -> dict[str, np.ndarray]:
+    """The weights of a model whose U-Net is shown no second image, for one that is: 0 for the new unet.extra channels.
+
+    weights: by name, as `state_dict` gives them, (3, 3, patch² channels, base) being the first kernel, which alone
+    changes.
+    """
+    kernel = weights["unet.conv_in.weight"]
+    by_pixel = kernel.reshape(*kernel.shape[:2], unet.patch**2, -1, kernel.shape[3])  # of each patch
+    new = np.zeros((*by_pixel.shape[:3], unet.extra, kernel.shape[3]), kernel.dtype)
+    of_x_t, of_waves = np.split(by_pixel, [unet.channels], axis=3)  # unet.fourier's come after the second image
+    widened = np.concatenate([of_x_t, new, of_waves], axis=3)
+    return weights | {"unet.conv_in.weight": widened.reshape(*kernel.shape[:2], -1, kernel.shape[3])}

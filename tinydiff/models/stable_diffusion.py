@@ -17,15 +17,15 @@ from typing import Self
 import numpy as np
 
 from tinydiff import checkpoint
-from tinydiff.autograd import no_grad
 from tinydiff.backend import Array, to_device, to_numpy
 from tinydiff.diffusion import Prediction, Sampling, Schedule, guided, repaint, sdedit
 from tinydiff.diffusion.inpaint import as_mask
 from tinydiff.diffusion.samplers import Denoise
 from tinydiff.files import PathLike
 from tinydiff.models.clip import CLIP
-from tinydiff.models.latent_diffusion import LatentDiffusion, Text
+from tinydiff.models.latent_diffusion import LatentDiffusion
 from tinydiff.models.pixel_diffusion import USUAL_SAMPLING
+from tinydiff.models.text_diffusion import Condition, told_texts
 from tinydiff.models.vae import VAE
 from tinydiff.rng import Rng
 
@@ -80,11 +80,9 @@ class StableDiffusion:
         height, width = self.unet.config.size
         return height * self.vae.factor, width * self.vae.factor
 
-    def text(self, prompts: str | Sequence[str]) -> Text:
+    def text(self, prompts: str | Sequence[str]) -> Condition:
         """τ_θ(y): the states of the tokens of each prompt, and which of them are there."""
-        ids, mask = self.clip.tokens([prompts] if isinstance(prompts, str) else prompts)
-        with no_grad():
-            return Text(self.clip.text_states(ids, mask).data, mask)
+        return told_texts(self.clip, prompts)
 
     def encode(self, images: Array) -> Array:
         """z_0 of images (n, H, W, 3), float32 in [-1, 1]. Raises ValueError for images of another size."""

@@ -16,6 +16,7 @@ from tinydiff.backend import Array, array_module, value_range
 from tinydiff.nn.attention import SelfAttention
 from tinydiff.nn.conv import Conv2d, Downsample, Upsample
 from tinydiff.nn.embedding import Embedding, TimeEmbedding
+from tinydiff.nn.linear import Linear
 from tinydiff.nn.module import Module
 from tinydiff.nn.norm import GroupNorm
 from tinydiff.nn.resblock import ResBlock
@@ -34,7 +35,8 @@ class UNetConfig:
     into one before the first level (Luhman & Luhman 2022), which is faster by about patch²; extra: channels of a second
     image that it is shown beside the noisy one; outputs: channels that it gives, None for as many as the images have;
     fourier: exponents n whose sin(2^n π x) and cos(2^n π x) are shown beside the image x (Kingma et al. 2021, App. C),
-    since a network looks past differences as small as that of neighbouring grey levels, in which most bits lie.
+    since a network looks past differences as small as that of neighbouring grey levels, in which most bits lie; vector:
+    how many numbers it is told beside the time, such as an embedding of the image that is wanted (E33), or None.
     """
 
     channels: int = 1
@@ -51,10 +53,11 @@ class UNetConfig:
     extra: int = 0
     outputs: int | None = None
     fourier: tuple[int, ...] = ()
+    vector: int | None = None
 
     def __post_init__(self) -> None:
-        sizes = (self.channels, self.base, self.blocks, self.patch, self.outputs or 1, *self.multipliers)
-        if not self.multipliers or min(sizes) < 1 or self.extra < 0:
+        sizes = (self.channels, self.base, self.blocks, self.patch, self.outputs, self.vector, *self.multipliers)
+        if not self.multipliers or any(n is not None and n < 1 for n in sizes) or self.extra < 0:
             raise ValueError(f"a U-Net needs at least one level, and sizes of at least 1, got {self}")
         if any(not 0 <= level < len(self.multipliers) for level in self.attention):
             raise ValueError(f"levels that attend must be in 0..{len(self.multipliers) - 1}, got {self.attention}")
@@ -65,7 +68,7 @@ class UNetConfig:
 
 
 class UNet(Module):
-    """ε_θ(x_t, t), optionally told a class label and the tokens of a text, and shown a second image.
+    """ε_θ(x_t, t), optionally told a class label, a vector and the tokens of a text, and shown a second image.
 
     The output has the input's shape, but for the channels if the configuration says so, and starts at zero. A label of
     -1 stands for no label (E35), as does `label=None`.
@@ -78,6 +81,7 @@ class UNet(Module):
         widths = [config.base * m for m in config.multipliers]
         self.time = TimeEmbedding(config.base, embedding, rng)
         self.label = Embedding(config.classes + 1, embedding, rng) if config.classes else None
+        self.vector = Linear(config.vector, embedding, rng) if config.vector else None
         self.conv_in = Conv2d(shown * patch, widths[0], rng)
 
         self.down: list[Stage | Downsample] = []
@@ -116,15 +120,19 @@ class UNet(Module):
         mask: Array | None = None,
         rng: Rng | None = None,
         extra: Tensor | None = None,
+        vector: Tensor | None = None,
     ) -> Tensor:
         """x: (B, H, W, channels); t: (B,) times; label: (B,) whole numbers in -1..classes-1; context: (B, M, context)
         tokens, with mask (B, M) False for padding; rng: for dropout while training; extra: (B, H, W, extra), the second
-        image. Gives (B, H, W, outputs). Raises ValueError for an image that cannot be halved as often as there are
-        levels, times or labels that are not one an image, or a condition that the model does not know or lacks."""
-        self._check(x, t, label, context, extra)
+        image; vector: (B, vector). Gives (B, H, W, outputs). Raises ValueError for an image that cannot be halved as
+        often as there are levels, times or labels that are not one an image, or a condition that the model does not
+        know or lacks."""
+        self._check(x, t, label, context, extra, vector)
         emb = self.time(t)
         if self.label is not None:
             emb = emb + self.label((array_module(t).full(len(x), -1) if label is None else label) + 1)
+        if self.vector is not None and vector is not None:
+            emb = emb + self.vector(vector)
         emb = ops.silu(emb)
 
         h = x if extra is None else ops.concat([x, extra])
@@ -143,7 +151,15 @@ class UNet(Module):
         h = self.conv_out(self.norm_out(h))
         return ops.depth_to_space(h, factor=self.config.patch) if self.config.patch > 1 else h
 
-    def _check(self, x: Tensor, t: Array, label: Array | None, context: Tensor | None, extra: Tensor | None) -> None:
+    def _check(
+        self,
+        x: Tensor,
+        t: Array,
+        label: Array | None,
+        context: Tensor | None,
+        extra: Tensor | None,
+        vector: Tensor | None,
+    ) -> None:
         c = self.config
         factor = c.patch * 2 ** (len(c.multipliers) - 1)
         if x.ndim != 4 or x.shape[3] != c.channels or x.shape[1] % factor or x.shape[2] % factor:
@@ -161,6 +177,9 @@ class UNet(Module):
         shape = None if extra is None else extra.shape
         if shape != ((*x.shape[:3], c.extra) if c.extra else None):
             raise ValueError(f"the U-Net's second image has {c.extra} channels and the size of {x.shape}, got {shape}")
+        shape = None if vector is None else vector.shape
+        if shape != ((len(x), c.vector) if c.vector else None):
+            raise ValueError(f"the U-Net is told vectors of {c.vector} numbers, one for each of {x.shape}, got {shape}")
         width = None if context is None else context.shape[-1]
         if width != c.context:
             raise ValueError(f"the U-Net's context has width {c.context}, got {width}")

@@ -1,0 +1,151 @@
+"""Train the second stage of a cascade (E37): diffusion that makes pictures of 32 x 32 pixels twice as large.
+
+    python examples/train_upsampler.py                          pictures of shapes: twenty minutes on one core
+    python examples/train_upsampler.py --data pictures/         your own images: they are the large ones
+    python examples/train_upsampler.py --resume runs/upsampler  go on after Ctrl-C, or after the power went
+
+It needs large pictures alone: the small ones are made of them, and noised on purpose, so that the model also copes with
+pictures that another model drew. The folder of the run receives samples_000000.png, ... (in rows: small pictures that
+the training never saw, each pixel repeated; made larger by the model, as it learns; and as they were), and samples.png,
+loss.png and checkpoint.npz. The last act compares PSNR with that of the nearest pixel and of bicubic interpolation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinydiff import backend, cli, image, program
+from tinydiff.backend import Array
+from tinydiff.data import captioned
+from tinydiff.data.captioned import Captioned, Shapes
+from tinydiff.data.loader import Batches
+from tinydiff.diffusion import Sampling, last
+from tinydiff.metrics import psnr
+from tinydiff.models import Upsampler, UpsamplerConfig
+from tinydiff.models.cascade import larger, smaller
+from tinydiff.nn import UNetConfig
+from tinydiff.program import Run, fit
+from tinydiff.rng import Rng
+from tinydiff.train import TrainSettings
+from tinydiff.workers import DrawnLoss, Share
+
+WEIGHTS, DATA, ORDER, NOISE, PICTURES = range(5)
+"""The names of the run's random streams."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a run computes, and the defaults of the command line.
+
+    tested: how many held-out pictures the figures at the end are of.
+    """
+
+    data: str = "shapes"
+    pictures: int = 20_000
+    base: int = 40
+    steps: int = 6000
+    batch_size: int = 32
+    lr: float = 2e-3
+    tested: int = 200
+    seed: int = 0
+
+    def settings(self) -> TrainSettings:
+        """How to train."""
+        return TrainSettings(self.steps, self.lr, warmup=200, betas=(0.9, 0.99), ema_decay=0.999)
+
+    def source(self) -> Captioned:
+        """The large pictures."""
+        return Shapes(64) if self.data == "shapes" else captioned.source(self.data)
+
+
+def parse() -> argparse.Namespace:
+    """The command line. Flags that a Recipe has are None unless given."""
+    parser, usual = cli.parser(__doc__), Recipe()
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--data", help="shapes, or a folder of captioned images, see captioned.py (default: shapes)")
+    what.add_argument("--pictures", type=int, metavar="N", help=f"how many to learn from (default: {usual.pictures:,})")
+    what.add_argument("--base", type=int, metavar="N", help=f"width of the U-Net (default: {usual.base})")
+    program.add_training_flags(parser, usual, "images")
+    help = f"held-out pictures to measure on at the end (default: {usual.tested})"
+    parser.add_argument("--tested", type=int, metavar="N", help=help)
+    program.add_run_flags(parser, "runs/upsampler", "steps between sample grids (default: ten a run)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, or go on with a run, then measure."""
+    options = parse()
+    with cli.on_device(options.device):
+        train(program.start_or_resume(options, Recipe(), "runs/upsampler", Upsampler.kind))
+
+
+def train(run: Run[Recipe]) -> None:
+    """Train by the recipe of this run, from the start or from what was saved, and measure what it learned."""
+    recipe, folder, rng = run.recipe, run.folder, Rng(run.recipe.seed)
+    source = recipe.source()
+    images, _ = source.draw(rng.at(DATA), recipe.pictures)
+    unseen = image.to_signed(source.draw(rng.at(PICTURES), recipe.tested, "test")[0])
+    unet = UNetConfig(3, recipe.base, (1, 2), 1, (), patch=4, extra=3, vector=recipe.base)
+    model = Upsampler(UpsamplerConfig(unet, size=images.shape[1:3]), rng.at(WEIGHTS))
+    batches = Batches(images, batch_size=recipe.batch_size, rng=rng.at(ORDER))
+
+    def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array | None, ...]:
+        (pixels,) = batches.at(step - 1)
+        return model.draw(image.to_signed(backend.to_device(share.of(pixels))), rng)
+
+    def sheet(step: int, steps: int = 10, name: str | None = None) -> None:
+        low = smaller(unseen[:8], model.config.factor)
+        rows = larger(low, model.config.factor), made_larger(model, low, rng.at(PICTURES), steps), unseen[:8]
+        image.save_png(folder / (name or f"samples_{step:06d}.png"), image.grid(np.concatenate(rows), 8), scale=2)
+
+    what = f"{len(images):,} pictures"
+    loss_at = DrawnLoss(draw_at, model.loss_of)
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=sheet)
+    with training.ema.applied():
+        sheet(training.step, 25, "samples.png")
+        report(model, unseen, rng.at(PICTURES))
+    print(f"In rows: small pictures, made larger, and as they were: {folder / 'samples.png'}")
+    print(f"Put the model into a small file, which Upsampler.load takes as it does {folder}:")
+    print(f"  python -m tinydiff export {shlex.quote(str(folder))} upsampler.npz")
+
+
+def made_larger(
+    model: Upsampler, low: np.ndarray, rng: Rng, steps: int, level: int | None = None, batch: int = 50
+) -> np.ndarray:
+    """Small pictures made larger by the model, (N, H, W, 3), float32 in [-1, 1], on the host."""
+    how = Sampling(steps=min(steps, model.schedule.T))
+    starts = range(0, len(low), batch)
+    ends = [last(model.upsample(low[i : i + batch], rng.at(i), how, level=level)) for i in starts]
+    return np.concatenate([backend.to_numpy(x) for x in ends])
+
+
+def bicubic(low: np.ndarray, factor: int) -> np.ndarray:
+    """Small pictures, (N, h, w, 3) in [-1, 1], made larger by bicubic interpolation."""
+    from PIL import Image
+
+    size = low.shape[2] * factor, low.shape[1] * factor
+    pictures = (Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC) for pixels in image.to_uint8(low))
+    return image.to_signed(np.stack([np.asarray(picture) for picture in pictures]))
+
+
+def report(model: Upsampler, images: np.ndarray, rng: Rng) -> None:
+    """Print how near held-out pictures come to themselves after they were made smaller, and larger again."""
+    factor = model.config.factor
+    low = smaller(images, factor)
+    ways = {"the nearest pixel": larger(low, factor), "bicubic interpolation": bicubic(low, factor)}
+    for level in (0, model.config.S // 6):
+        drawn = made_larger(model, low, rng, 25, level)
+        ways[f"the model, noise of level s = {level}"] = drawn
+    print(f"\n| {len(images)} held-out pictures made larger by | PSNR, mean | the worst |\n|---|---|---|")
+    for name, pictures in ways.items():
+        of_each = psnr(pictures, images)
+        print(f"| {name} | {of_each.mean():.2f} dB | {of_each.min():.2f} dB |")
+    print()
+
+
+if __name__ == "__main__":
+    cli.run(main)
