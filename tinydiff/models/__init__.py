@@ -1,5 +1,6 @@
 """Models: networks put together with what they are trained for."""
 
+from tinydiff.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from tinydiff.models.binomial_diffusion import BinomialDiffusion, BinomialDiffusionConfig
 from tinydiff.models.classifier import Classifier, ClassifierConfig
 from tinydiff.models.clip import CLIP, CLIPConfig
@@ -11,6 +12,7 @@ from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig, Text
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
+from tinydiff.models.prior import Captions, DiffusionPrior, DiffusionPriorConfig
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
 from tinydiff.models.stable_diffusion import StableDiffusion
 from tinydiff.models.tokenizer import Tokenizer
@@ -21,13 +23,18 @@ __all__ = [
     "GAN",
     "VAE",
     "AdversarialVAE",
+    "AutoregressivePrior",
+    "AutoregressivePriorConfig",
     "BinomialDiffusion",
     "BinomialDiffusionConfig",
     "CLIPConfig",
+    "Captions",
     "Classifier",
     "ClassifierConfig",
     "DiffWave",
     "DiffWaveConfig",
+    "DiffusionPrior",
+    "DiffusionPriorConfig",
     "DigitVAE",
     "DigitVAEConfig",
     "GANConfig",
