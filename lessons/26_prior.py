@@ -94,7 +94,7 @@ for name, color in zip(backgrounds, ("#cfc4a0", "#8a8a8a", "#111111", BLUE, GREE
     for size, dot in (("small", 16), ("big", 60)):
         here = [k[0] == size and k[1] == name for k in kinds]
         left.scatter(x[here], y[here], s=dot, color=color, alpha=0.7, lw=0, label=f"on {name}" if size == "big" else "")
-left.plot(text_x, text_y, "*", color=RED, ms=20, label="$z_t$, the text")
+left.plot(text_x, text_y, "*", color=RED, ms=16, label="$z_t$, the text")
 left.set(title="'a red star': small and big, on five backgrounds", xlabel="first component", ylabel="second")
 left.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 among = z_i @ z_i.T
@@ -106,24 +106,29 @@ bare(left, right)
 figure.tight_layout()
 save(figure, "26_open.png")
 print(f"pictures of {text!r}: cosines with each other {among[np.triu_indices(n, 1)].mean():.2f} on average,")
-print(f"with the text {(z_i @ z_t).mean():.2f}, but no picture is nearer to it than {(z_i @ z_t).max():.2f}")
+print(f"with their own mean {(z_i @ unit_rows(z_i.mean(axis=0))).mean():.2f}, with the text {(z_i @ z_t).mean():.2f};")
+print(f"no picture is nearer to the text than {(z_i @ z_t).max():.2f}")
 
 # %% [markdown]
 # ![what is open](out/26_open.png)
 #
-# The pictures of one caption are a cloud, with an inner structure of which the caption says nothing. The text is one
-# point, and lies beside the cloud. That is so for all of them: **no text is where pictures are.** CLIP was only asked
-# to make a caption's own picture nearer than the others, never to bring both to one place. In fact one direction tells
-# texts from pictures: that from the mean of one kind to the mean of the other.
+# The pictures of one caption fall into clusters, of whose sizes and backgrounds the caption says nothing. The text is a
+# single point, and on this map it is in the middle of them. But a map shows two directions of 128. The text is farther
+# from all pictures than their own mean is; it must lie beside them in a direction that the map does not show. That is
+# so for all captions: **no text is where pictures are.** CLIP was only asked to make a caption's own picture nearer
+# than others, never to bring both to one place. Is there one direction that tells texts from pictures? We look for it
+# among some pairs, by least squares, and try it on others.
 
 # %%
 N = 30 if QUICK else 300
 held_out, captions = Shapes().draw(Rng(2), N, "test")
 images, texts = clip.image_embedding(to_signed(held_out)), Captions.read(clip, captions)
-gap = texts.z_t.mean(axis=0) - images.mean(axis=0)
-middle = gap @ (texts.z_t.mean(axis=0) + images.mean(axis=0)) / 2
-apart = np.mean(np.concatenate([texts.z_t @ gap > middle, images @ gap < middle]))
-print(f"one number tells {apart:.0%} of {2 * N} embeddings as a text's or a picture's")
+both = np.concatenate([texts.z_t, images]) - (texts.z_t.mean(axis=0) + images.mean(axis=0)) / 2
+is_text = np.repeat([1.0, -1.0], N)
+learned_from = np.tile(np.arange(N) % 2 == 0, 2)
+direction = np.linalg.lstsq(both[learned_from], is_text[learned_from], rcond=None)[0]
+apart = np.mean((both[~learned_from] @ direction > 0) == (is_text[~learned_from] > 0))
+print(f"one direction tells {apart:.1%} of {N} embeddings as a text's or a picture's")
 
 others, _ = Shapes().draw(Rng(3), 60 if QUICK else 2000)
 known = clip.image_embedding(to_signed(others))  # real embeddings, to compare with
@@ -210,7 +215,7 @@ how = Sampling("ddpm", 4 if QUICK else 64)
 shown = [i for i in range(N) if len(captions[i]) < 44][:5]
 drawn = prior.candidates(texts.taken(np.array(shown)), Rng(9), how, n=8, empty=empty)  # (8, 5, d)
 found = (drawn @ known.T).argmax(axis=-1)
-figure, axes = plt.subplots(5, 10, figsize=(11, 6.6), width_ratios=[1, 0.3, *[1] * 8])
+figure, axes = plt.subplots(5, 10, figsize=(9.6, 6.3), width_ratios=[1, 0.3, *[1] * 8])
 for row, (i, line) in enumerate(zip(shown, axes, strict=True)):
     line[0].imshow(held_out[i])
     line[0].set_title(captions[i], fontsize=10, loc="left")

@@ -9,7 +9,6 @@ embedding z_t that CLIP has of the text is one vector, and no image's.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from tinydiff.rng import Rng
 SMALL_PRIOR = TransformerConfig(128, 4, 4, causal=True)
 """A transformer that learns captions of shapes in a quarter of an hour."""
 
-PRIOR_SAMPLING = Sampling("ddpm", 64, clip=False)
+PRIOR_SAMPLING = Sampling("ddpm", 64)
 """How the paper draws an embedding: Algorithm 2, in 64 steps (Ramesh et al. 2022, App. C)."""
 
 
@@ -242,7 +241,6 @@ class DiffusionPrior(Module):
         Raises ValueError for n below 1, more steps than T, and as `denoiser`.
         """
         denoise = self.denoiser(captions, guidance, empty.repeated(len(captions)))
-        how = dataclasses.replace(how, clip=False)
 
         def one(rng: Rng) -> Array:
             noise = rng.at(0).normal((len(captions), self.config.embedding))
