@@ -68,11 +68,13 @@ class Captions:
 
     def some_replaced(self, by: Self, share: float, rng: Rng) -> Self:
         """A random share of the captions replaced by another one, so that guidance has something to move away from."""
-        where, dropped = array_module(self.z_t).where, rng.uniform((len(self),)) < share
-        states = where(dropped[:, None, None], by.states, self.states)
-        return type(self)(
-            states, where(dropped[:, None], by.mask, self.mask), where(dropped[:, None], by.z_t, self.z_t)
-        )
+        dropped = rng.uniform((len(self),)) < share
+
+        def chosen(other: Array, own: Array) -> Array:
+            return array_module(own).where(dropped.reshape(-1, *[1] * (own.ndim - 1)), other, own)
+
+        arrays = zip((by.states, by.mask, by.z_t), (self.states, self.mask, self.z_t), strict=True)
+        return type(self)(*(chosen(other, own) for other, own in arrays))
 
 
 @dataclass(frozen=True)
