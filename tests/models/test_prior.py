@@ -113,7 +113,7 @@ def test_captions_are_what_clip_says(device):
     texts = ["a red star", ""]
     read, (ids, mask) = Captions.read(clip, texts), clip.tokens(texts)
     assert_close(read.states, backend.to_numpy(clip.text_states(ids, mask).data))
-    assert_close(read.z_t, clip.text_embedding(texts))
+    assert_close(read.z_t, clip.text_embedding(texts), atol=1e-6)
     np.testing.assert_array_equal(backend.to_numpy(read.mask), backend.to_numpy(mask))
     assert len(read) == 2 and backend.device_of(read.states) == backend.device_of(read.z_t) == backend.device()
 

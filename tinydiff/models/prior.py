@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from tinydiff import ops
 from tinydiff.autograd import Tensor, no_grad
-from tinydiff.backend import Array, array_module, beside, captured, to_device
+from tinydiff.backend import Array, array_module, beside, captured
 from tinydiff.diffusion import Sampling, classifier_free, denoiser, draw_t, last, q_sample, squared_error
 from tinydiff.diffusion.samplers import Denoise
 from tinydiff.files import PathLike
@@ -46,10 +46,11 @@ class Captions:
 
     @classmethod
     def read(cls, clip: CLIP, texts: Sequence[str]) -> Self:
-        """What this CLIP makes of some texts, on the device in use. Raises as `CLIP.text_embedding`."""
+        """What this CLIP makes of some texts, on its device. Raises as `CLIP.tokens`."""
         ids, mask = clip.tokens(texts)
         with no_grad():
-            return cls(clip.text_states(ids, mask).data, mask, to_device(clip.text_embedding(texts)))
+            states = clip.text_states(ids, mask)
+            return cls(states.data, mask, clip.embed_states(states, mask).data)
 
     def __len__(self) -> int:
         return len(self.z_t)
