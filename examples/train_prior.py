@@ -1,6 +1,6 @@
 """Train a prior of DALL-E 2: from a caption to CLIP embeddings of images that it may belong to (E30, E31, E32).
 
-    python examples/train_prior.py                           by diffusion, with the shipped CLIP; 15 minutes of a core
+    python examples/train_prior.py                           by diffusion, with the shipped CLIP; ten minutes of a core
     python examples/train_prior.py --kind autoregressive     code by code
     python examples/train_prior.py --clip RUN                with a CLIP that you trained
     python examples/train_prior.py --data pictures/          your own images and captions
@@ -66,13 +66,13 @@ class Recipe:
     pictures: int = 40_000
     held_out: int = 1000
     clip: str = "clip"
-    width: int = 128
-    layers: int = 4
+    width: int = 96
+    layers: int = 3
     explained: float = 0.99
     bins: int = 64
-    steps: int = 2000
-    batch_size: int = 128
-    lr: float = 1e-3
+    steps: int = 5000
+    batch_size: int = 64
+    lr: float = 2e-3
     seed: int = 0
 
     def settings(self) -> TrainSettings:

@@ -26,8 +26,8 @@ from tinydiff.models.trained import load_trained
 from tinydiff.nn import Linear, Module, Parameter, TimeEmbedding, Transformer, TransformerConfig
 from tinydiff.rng import Rng
 
-SMALL_PRIOR = TransformerConfig(128, 4, 4, causal=True)
-"""A transformer that learns captions of shapes in a quarter of an hour."""
+SMALL_PRIOR = TransformerConfig(96, 3, 4, causal=True)
+"""A transformer that learns captions of shapes in ten minutes."""
 
 PRIOR_SAMPLING = Sampling("ddpm", 64)
 """How the paper draws an embedding: Algorithm 2, in 64 steps (Ramesh et al. 2022, App. C)."""
