@@ -69,7 +69,7 @@ class Recipe:
     width: int = 96
     layers: int = 3
     explained: float = 0.99
-    bins: int = 64
+    bins: int = 16
     steps: int = 5000
     batch_size: int = 64
     lr: float = 2e-3

@@ -29,7 +29,7 @@ import numpy as np
 from tinydiff import Rng, checkpoint
 from tinydiff.data.captioned import Shapes
 from tinydiff.data.shape_captions import parse
-from tinydiff.data.shapes import BACKGROUNDS, PLACES, SIZES, Item, Scene, draw
+from tinydiff.data.shapes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Item, Scene, draw
 from tinydiff.diffusion import Sampling
 from tinydiff.image import to_signed
 from tinydiff.metrics import paired_change
@@ -300,8 +300,8 @@ if not QUICK and "prior" in SHIPPED:
 # embeddings are 128 real numbers, so two things come first.
 #
 # *Fewer numbers.* The embeddings of pictures vary along few directions only. Principal components find them, and the
-# rest is dropped. *Letters.* Each component is rounded to the nearest of 64 levels, its quantiles, so that each level
-# is used equally often.
+# rest is dropped. *Letters.* Each component is rounded to the nearest of 16 levels, its quantiles, so that each level
+# is used about equally often. An alphabet of 16 letters has well-known signs, 0 to 9 and A to F.
 
 # %%
 if "autoregressive_prior" in SHIPPED:
@@ -313,8 +313,9 @@ explained = np.cumsum(components.variance) / components.variance.sum()
 K, bins = speller.config.components, speller.config.bins
 codes = speller.codebook.codes(truth, told.z_t)
 kept = cosine(speller.codebook.embeddings(codes), truth)
-print(f"{K} components explain {explained[K - 1]:.2%} of the variance; with {bins} levels each, an embedding is")
-print(f"{K} letters, such as {' '.join(map(str, codes[0, 1:]))}, and comes back with a cosine of {kept.mean():.4f}")
+print(f"{K} components explain {explained[K - 1]:.2%} of the variance; with {bins} levels each, an embedding is a")
+print(f"word of {K} letters, such as {''.join(f'{c:X}' for c in codes[0, 1:].tolist())}; ", end="")
+print(f"read again, it is the embedding with a cosine of {kept.mean():.4f}")
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5))
 left.plot(np.arange(1, d + 1), explained, color=BLUE, lw=2)
@@ -405,22 +406,42 @@ save(figure, "26_candidates.png")
 #
 # ## Both priors
 #
-# Last, both on the same captions: how near they come to the truth; whether what they drew is *right*, that is, whether
-# the nearest of 2,000 pictures of one thing has all that the caption says; and whether they vary as the data do. For
-# that we need a caption with many true pictures: the red star of the beginning.
+# Last, both on the same captions: how near they come to the truth; whether what they drew is *right*; and whether they
+# vary as the data do. To tell what an embedding shows we fit linear readers, by least squares, to pictures of one
+# thing: one for its shape, one for its colour, and so on. What they read of an embedding is a scene, and a scene fits a
+# caption or does not. To compare how much draws vary we need a caption with many true pictures: the red star again.
 
 # %%
 single = Shapes(number=1)
-world = single.scenes(Rng(16), len(known))
-pictured = clip.image_embedding(to_signed(np.stack([draw(scene) for scene in world])))
+world = single.scenes(Rng(16), 60 if QUICK else 2000)
+NAMES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES, "background": BACKGROUNDS}
+
+
+def with_one(z):
+    """Embeddings (B, d) with a 1 at the end, for the readers' bias."""
+    return np.column_stack([z, np.ones(len(z))])
+
+
+def one_hot(scene, kind):
+    """Which of its names a scene has: 1 there, 0 elsewhere."""
+    has = scene.background if kind == "background" else getattr(scene.items[0], kind)
+    return [float(name == has) for name in NAMES[kind]]
+
+
+pictured = with_one(clip.image_embedding(to_signed(np.stack([draw(scene) for scene in world]))))
+readers = {kind: np.linalg.lstsq(pictured, [one_hot(scene, kind) for scene in world])[0] for kind in NAMES}
 asked, said = single.draw(Rng(17), 20 if QUICK else 200, "test")
 single_told, single_truth = Captions.read(clip, said), clip.image_embedding(to_signed(asked))
 
 
 def right_share(z):
-    """The share of the embeddings whose nearest picture of one thing is all that the caption says."""
-    pairs = zip(said, (z @ pictured.T).argmax(axis=1).tolist(), strict=True)
-    return np.mean([parse(caption).fits(world[j]) for caption, j in pairs])
+    """The share of the embeddings (B, d) that show all that the captions say."""
+    read = {kind: [[*NAMES[kind]][k] for k in (with_one(z) @ w).argmax(axis=1)] for kind, w in readers.items()}
+    scenes = (
+        Scene((Item(shape, colour, size, *PLACES[place]),), background)
+        for shape, colour, size, place, background in zip(*read.values(), strict=True)
+    )
+    return np.mean([parse(caption).fits(scene) for caption, scene in zip(said, scenes, strict=True)])
 
 
 stars = Captions.read(clip, [text] * (20 if QUICK else 100))
@@ -435,7 +456,7 @@ results["the text's $z_t$"] = [cosine(told.z_t, truth).mean(), right_share(singl
 results["the true pictures"] = [1.0, right_share(single_truth), spread(z_i[:, None])]
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 2.9), sharey=True)
-titles = ("cosine with the truth", "nearest picture fits the caption", "spread of 'a red star'")
+titles = ("cosine with the truth", "shows what the caption says", "spread of 'a red star'")
 for k, (axis, title) in enumerate(zip(axes, titles, strict=True)):
     values = [r[k] for r in results.values()]
     axis.barh(range(4), values, color=[BLUE, GREEN, RED, GREY])

@@ -112,7 +112,7 @@ class AutoregressivePriorConfig(PriorConfig):
     """
 
     components: int = 16
-    bins: int = 64
+    bins: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
