@@ -243,19 +243,15 @@ told = texts.taken(slice(0, 20 if QUICK else N))
 truth = images[: len(told)]
 drawn = prior.candidates(told, Rng(10), how, n=2, empty=empty)  # of two, for later
 mean = unit_rows(prior.denoiser(told, 1.0, empty)(Rng(11).normal((len(told), d)), prior.schedule.T).x0)
-print(
-    f"cosine with the true embedding, mean of {len(told)} captions: {cosine(told.z_t, truth).mean():.3f} for the text, "
-)
-print(
-    f"{cosine(drawn[0], truth).mean():.3f} for one draw, {cosine(mean, truth).mean():.3f} for the mean of all answers"
-)
+for name, z in (("the text", told.z_t), ("one draw", drawn[0]), ("the mean of all answers", mean)):
+    print(f"mean cosine with the true embedding: {cosine(z, truth).mean():.3f} for {name}")
 if not QUICK and "prior" in SHIPPED:
     assert cosine(mean, truth).mean() > cosine(drawn[0], truth).mean() > cosine(told.z_t, truth).mean() + 0.05
 
 # %% [markdown]
-# Both beat the text's embedding by far. But should the mean not be what we want, if it comes nearer than a draw? Look at
-# the red star again, of which we have many true pictures. We follow the guesses on the way from noise, and measure two
-# cosines: the mean one with all the true pictures, and that with the nearest of them.
+# Both beat the text's embedding by far. But should the mean not be what we want, if it comes nearer than a draw? Look
+# at the red star again, of which we have many true pictures. We follow the guesses on the way from noise, and measure
+# two cosines: the mean one with all the true pictures, and that with the nearest of them.
 
 # %%
 stars = Captions.read(clip, [text] * (20 if QUICK else 100))
@@ -292,9 +288,8 @@ for k, color in enumerate((BLUE, ORANGE)):
 left.invert_xaxis()
 left.set(xlabel="$t$", ylabel="cosine of the guess", title="from noise to a red star")
 for row, z in enumerate(rows.values()):
-    pairs = zip(
-        to_stars(z), (BLUE, ORANGE), ("with all true pictures, mean", "with the nearest"), (-0.2, 0.2), strict=True
-    )
+    labels = "with all true pictures, mean", "with the nearest"
+    pairs = zip(to_stars(z), (BLUE, ORANGE), labels, (-0.2, 0.2), strict=True)
     for value, color, label, shift in pairs:
         right.barh(row + shift, value, height=0.38, color=color, label=label if row == 0 else "")
         right.text(max(value, 0) + 0.01, row + shift, f"{value:.3f}", va="center", fontsize=8)
