@@ -232,7 +232,7 @@ save(figure, "26_drawn.png")
 #
 # Colours, shapes and sizes are those of the captions, and what they do not name varies: that is what a prior is for.
 # (Places are often only nearly right. Of 2,000 pictures few have all that a caption says, so the nearest must give in
-# somewhere; and of small things among two CLIP itself is not sure.)
+# somewhere.)
 #
 # ## The mean of all right answers
 #
