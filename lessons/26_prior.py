@@ -432,9 +432,9 @@ world = single.scenes(Rng(16), 60 if QUICK else 2000)
 NAMES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES, "background": BACKGROUNDS}
 
 
-def with_one(z):
-    """Embeddings (B, d) with a 1 at the end, for the readers' bias."""
-    return np.column_stack([z, np.ones(len(z))])
+def for_readers(z):
+    """The K components of embeddings (B, d), and a 1 for the bias: along the other directions is nothing to read."""
+    return np.column_stack([(z - components.mean) @ components.directions[:K].T, np.ones(len(z))])
 
 
 def one_hot(scene, kind):
@@ -443,7 +443,7 @@ def one_hot(scene, kind):
     return [float(name == has) for name in NAMES[kind]]
 
 
-pictured = with_one(clip.image_embedding(to_signed(np.stack([draw(scene) for scene in world]))))
+pictured = for_readers(clip.image_embedding(to_signed(np.stack([draw(scene) for scene in world]))))
 readers = {kind: np.linalg.lstsq(pictured, [one_hot(scene, kind) for scene in world])[0] for kind in NAMES}
 asked, said = single.draw(Rng(17), 20 if QUICK else 200, "test")
 single_told, single_truth = Captions.read(clip, said), clip.image_embedding(to_signed(asked))
@@ -451,7 +451,7 @@ single_told, single_truth = Captions.read(clip, said), clip.image_embedding(to_s
 
 def right_share(z):
     """The share of the embeddings (B, d) that show all that the captions say."""
-    read = {kind: [[*NAMES[kind]][k] for k in (with_one(z) @ w).argmax(axis=1)] for kind, w in readers.items()}
+    read = {kind: [[*NAMES[kind]][k] for k in (for_readers(z) @ w).argmax(axis=1)] for kind, w in readers.items()}
     scenes = (
         Scene((Item(shape, colour, size, *PLACES[place]),), background)
         for shape, colour, size, place, background in zip(*read.values(), strict=True)
