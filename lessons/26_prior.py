@@ -485,6 +485,9 @@ save(figure, "26_both.png")
 # %% [markdown]
 # ![both priors](out/26_both.png)
 #
+# The text's own embedding shows much of what the caption says, too, but nothing else: it never varies, and it lies where
+# no picture is. Both priors draw where pictures are.
+#
 # ## Exercises
 #
 # Put your answer in place of `None` and run the lesson again; it checks what you wrote.
