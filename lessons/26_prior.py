@@ -485,8 +485,8 @@ save(figure, "26_both.png")
 # %% [markdown]
 # ![both priors](out/26_both.png)
 #
-# The text's own embedding shows much of what the caption says, too, but nothing else: it never varies, and it lies where
-# no picture is. Both priors draw where pictures are.
+# The text's own embedding shows much of what the caption says, too, but nothing else: it never varies, and it lies
+# where no picture is. Both priors draw where pictures are.
 #
 # ## Exercises
 #
