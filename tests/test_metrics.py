@@ -19,6 +19,7 @@ from tinydiff.metrics import (
     frechet_of_gaussians,
     kernel_distance,
     nearest,
+    paired_change,
     precision_recall,
     psnr,
 )
@@ -247,3 +248,34 @@ def test_psnr():
 def test_images_that_psnr_cannot_compare(shapes):
     with pytest.raises(ValueError, match=r"images \(N, H, W, C\) of one shape, got"):
         psnr(*map(np.zeros, shapes))
+
+
+# ------------------------------------------------------------------------------------- before and after
+
+
+def test_a_paired_change_is_the_formula():
+    before, after = np.array([1.0, 2.0, 4.0]), np.array([2.0, 2.5, 5.5])
+    mean, s = 1.0, math.sqrt((0.0 + 0.25 + 0.25) / 2)
+    change = paired_change(before, after)
+    assert change.value == mean and math.isclose(change.error, s / math.sqrt(3))
+    z = np.linspace(mean / change.error, 40, 400_001)
+    tail = np.trapezoid(np.exp(-(z**2) / 2), z) / math.sqrt(2 * math.pi)
+    assert math.isclose(change.p, 2 * tail, rel_tol=1e-6)
+
+
+def test_pairs_that_do_not_change_are_seldom_found_to():
+    """Of 2,000 tests of nothing, about 5 % have p < 0.05."""
+    rng = np.random.default_rng(0)
+    p = [paired_change(*rng.normal(size=(2, 50)) + rng.normal(size=50) * 9).p for _ in range(2000)]
+    within(np.mean(np.array(p) < 0.05), 0.05, math.sqrt(0.05 * 0.95 / 2000))
+
+
+def test_a_change_without_any_variation():
+    assert paired_change(np.ones(4), np.ones(4)) == (0, 0, 1)
+    assert paired_change(np.ones(4), np.ones(4) * 2) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 4)])
+def test_what_is_no_pair(n, m):
+    with pytest.raises(ValueError, match=rf"two arrays \(n,\), n >= 2, got \({n},\) and \({m},\)"):
+        paired_change(np.ones(n), np.ones(m))

@@ -1,5 +1,6 @@
 """Models: networks put together with what they are trained for."""
 
+from tinydiff.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig
 from tinydiff.models.binomial_diffusion import BinomialDiffusion, BinomialDiffusionConfig
 from tinydiff.models.cascade import Upsampler, UpsamplerConfig
 from tinydiff.models.classifier import Classifier, ClassifierConfig
@@ -14,6 +15,7 @@ from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
+from tinydiff.models.prior import Captions, DiffusionPrior, DiffusionPriorConfig
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
 from tinydiff.models.stable_diffusion import StableDiffusion
 from tinydiff.models.text_diffusion import Condition, TextDiffusion, TextDiffusionConfig, told_texts
@@ -25,9 +27,12 @@ __all__ = [
     "GAN",
     "VAE",
     "AdversarialVAE",
+    "AutoregressivePrior",
+    "AutoregressivePriorConfig",
     "BinomialDiffusion",
     "BinomialDiffusionConfig",
     "CLIPConfig",
+    "Captions",
     "Classifier",
     "ClassifierConfig",
     "Condition",
@@ -35,6 +40,8 @@ __all__ = [
     "DecoderConfig",
     "DiffWave",
     "DiffWaveConfig",
+    "DiffusionPrior",
+    "DiffusionPriorConfig",
     "DigitVAE",
     "DigitVAEConfig",
     "GANConfig",

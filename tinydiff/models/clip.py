@@ -172,10 +172,13 @@ class CLIP(Module):
         return unit(self.image_head(self.image(x)))
 
     def embed_texts(self, ids: Array, mask: Array) -> Tensor:
-        """T(y) / ‖T(y)‖: texts as `tokens` gives them -> (B, embedding), from the state at the END token."""
+        """T(y) / ‖T(y)‖: texts as `tokens` gives them -> (B, embedding)."""
+        return self.embed_states(self.text(ids, mask), mask)
+
+    def embed_states(self, states: Tensor, mask: Array) -> Tensor:
+        """The same from the states that the text tower gave, of which it takes that at the END token."""
         texts, ends = array_module(mask).arange(len(mask)), mask.sum(axis=1) - 1
-        at_end = self.text(ids, mask)[texts, ends]
-        return unit(self.text_head(at_end))
+        return unit(self.text_head(states[texts, ends]))
 
     def scale(self) -> Tensor:
         """What the cosines are multiplied by, one over the temperature: at most LARGEST_SCALE. (1,)."""
