@@ -169,6 +169,7 @@ def loss_of(model: CLIP, source: Captioned, batch_size: int) -> LossAt:
     """The contrastive loss of a share of a step's batch, drawn for it."""
     if batch_size < 2:
         raise ValueError(f"to contrast pairs, a batch must have 2 at least, got {batch_size}")
+    source.draw(Rng(0), batch_size)  # raises before the training for a batch that it cannot fill
 
     def loss_at(step: int, rng: Rng, share: Share) -> Tensor:
         images, captions = source.draw(rng, len(share.of(range(batch_size))))

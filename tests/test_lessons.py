@@ -29,7 +29,7 @@ def run(lesson, folder):
 @pytest.fixture(scope="module")
 def runs(request, tmp_path_factory):
     """Every lesson that is to be tested and the folder it runs in; two run at once."""
-    tests = [item for item in request.session.items if "runs" in getattr(item, "fixturenames", ())]
+    tests = [item for item in request.session.items if getattr(item, "function", None) is test_lesson_runs_and_draws]
     folders = {item.callspec.params["lesson"]: tmp_path_factory.mktemp("lesson") for item in tests}
     pool = ThreadPoolExecutor(2)
     yield {lesson: (pool.submit(run, lesson, folder), folder) for lesson, folder in folders.items()}
