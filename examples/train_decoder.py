@@ -51,7 +51,8 @@ class Recipe:
     data: str = "shapes"
     pictures: int = 40_000
     clip: str = "clip"
-    base: int = 40
+    base: int = 48
+    text_layers: int = 2
     steps: int = 9000
     batch_size: int = 32
     lr: float = 2e-3
@@ -71,6 +72,8 @@ def parse_flags() -> argparse.Namespace:
     what.add_argument("--pictures", type=int, metavar="N", help=f"how many to learn from (default: {usual.pictures:,})")
     what.add_argument("--clip", metavar="RUN", help="of whose embeddings to draw images (default: the shipped one)")
     what.add_argument("--base", type=int, metavar="N", help=f"width of the U-Net (default: {usual.base})")
+    layers = f"of a transformer between CLIP and the U-Net (default: {usual.text_layers})"
+    what.add_argument("--text-layers", type=int, metavar="N", help=layers)
     program.add_training_flags(parser, usual, "images")
     help = f"held-out pictures to measure on at the end (default: {usual.tested})"
     parser.add_argument("--tested", type=int, metavar="N", help=help)
@@ -88,7 +91,7 @@ def main() -> None:
 def train(run: Run[Recipe]) -> None:
     """Train by the recipe of this run, from the start or from what was saved, and measure what it learned."""
     recipe, folder, rng = run.recipe, run.folder, Rng(run.recipe.seed)
-    clip, source = CLIP.load(recipe.clip), captioned.source(recipe.data)
+    clip, source = CLIP.load(recipe.clip), captioned.source_to_draw(recipe.data)
     images, captions = source.draw(rng.at(DATA), recipe.pictures)
     unseen, prompts = source.draw(rng.at(PICTURES), recipe.tested, "test")
     model = Decoder(config_for(recipe, clip, images), rng.at(WEIGHTS))
@@ -128,7 +131,8 @@ def config_for(recipe: Recipe, clip: CLIP, images: np.ndarray) -> DecoderConfig:
         context=clip.config.text.width,
         vector=clip.config.embedding,
     )
-    return DecoderConfig(unet, size=images.shape[1:3], text_encoder=checkpoint.fingerprint(clip))
+    known = checkpoint.fingerprint(clip)
+    return DecoderConfig(unet, size=images.shape[1:3], text_layers=recipe.text_layers, text_encoder=known)
 
 
 def loss_of(

@@ -122,7 +122,7 @@ def train(run: Run[Recipe]) -> None:
     recipe, folder, rng = run.recipe, run.folder, Rng(run.recipe.seed)
     if recipe.tested < 1:
         raise ValueError(f"--tested must be at least 1, got {recipe.tested}")
-    clip, source = CLIP.load(recipe.clip), captioned.source(recipe.data)
+    clip, source = CLIP.load(recipe.clip), captioned.source_to_draw(recipe.data)
     images, captions = source.draw(rng.at(DATA), recipe.pictures)
     unseen, prompts = source.draw(rng.at(PICTURES), 24, "test")
     model = model_for(run, clip, images, rng.at(WEIGHTS))

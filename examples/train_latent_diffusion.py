@@ -22,7 +22,6 @@ import numpy as np
 from tinydiff import backend, checkpoint, cli, image, program
 from tinydiff.backend import Array
 from tinydiff.data import captioned
-from tinydiff.data.captioned import Captioned, Mixture, Shapes
 from tinydiff.data.loader import Batches
 from tinydiff.diffusion import Sampling, last
 from tinydiff.models import CLIP, VAE, Condition, LatentDiffusion, LatentDiffusionConfig, StableDiffusion
@@ -46,16 +45,10 @@ class Recipe:
     clip: str = "clip"
     base: int = 56
     text_layers: int = 2
-    steps: int = 3000
+    steps: int = 6000
     batch_size: int = 128
     lr: float = 2e-3
     seed: int = 0
-
-    def source(self) -> Captioned:
-        """What to learn; of shapes, mostly scenes of two things, whose words are harder to sort out."""
-        if self.data == "shapes":
-            return Mixture((Shapes(), Shapes(number=2, full=True)))
-        return captioned.source(self.data)
 
     def settings(self) -> TrainSettings:
         """How to train."""
@@ -89,7 +82,7 @@ def train(run: Run[Recipe]) -> None:
     """Train by the recipe of this run, from the start or from what was saved, and draw the pictures."""
     recipe, folder, rng = run.recipe, run.folder, Rng(run.recipe.seed)
     vae, clip = VAE.load(recipe.vae), CLIP.load(recipe.clip)
-    source = recipe.source()
+    source = captioned.source_to_draw(recipe.data)
     images, captions = source.draw(rng.at(DATA), recipe.pictures)
     height, width = (pixels // vae.factor for pixels in images.shape[1:3])
     unet = UNetConfig(vae.config.latent, recipe.base, (1, 2), 1, (0, 1), heads=4, context=clip.config.text.width)

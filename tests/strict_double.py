@@ -10,7 +10,8 @@ wrong here:
 - A reduction, and picking one element, give an array of no axes and not a number; it cannot be used as an index of a
   list (`__index__` is missing), only after int().
 - Assigning takes an array or a number: not a tuple, a list or a NumPy array.
-- A function given to `fuse` sees stand-ins that know operators and elementwise functions, and no shape or index.
+- A function given to `fuse` sees stand-ins that know operators and elementwise functions, and no shape or index; it
+  computes with numbers only beside an array (CuPy 14 takes 1.0 - beta, of numbers alone, in half precision).
 - A CUDA graph holds kernels, and nothing that the host does (double_graph.py).
 
 What it cannot show: kernels that do not compile, rounding, races between threads (add.at, repeated indices in an
@@ -308,10 +309,15 @@ class _Traced:
     __int__ = __float__ = __bool__  # type: ignore[assignment]
 
 
-def _fuse(function: Callable[..., Any] | None = None, *, kernel_name: str | None = None) -> Any:
-    """cupy.fuse: run the function on stand-ins for its arguments, and unwrap what it gives."""
-    if function is None:
-        return functools.partial(_fuse, kernel_name=kernel_name)
+def _fuse(*args: Any, **settings: Any) -> Any:
+    """cupy.fuse, a decorator: as it is, or with the name of the kernel, but not both at once."""
+    if len(args) == 1 and not settings and callable(args[0]):
+        return _fused(args[0])
+    return lambda function: _fused(function, *args, **settings)
+
+
+def _fused(function: Callable[..., Any], kernel_name: str | None = None) -> Callable[..., Any]:
+    """Run the function on stand-ins for its arguments, and unwrap what it gives."""
     if kernel_name is not None and not kernel_name.isidentifier():
         raise ValueError(f"the kernel's name must be an identifier, got {kernel_name!r}")
 
@@ -348,6 +354,8 @@ def _function(name: str, keywords: str) -> Callable[..., Any]:
         if name not in FUSED_FUNCTIONS or set(settings) - {"out"}:
             raise TypeError(f"{name}({', '.join(settings)}) cannot be part of a fused function")
         values = [a._value if isinstance(a, _Traced) else _unwrap(a) for a in args]
+        if not any(isinstance(value, np.ndarray) for value in values):
+            raise TypeError(f"{name} of numbers alone: a fused function computes it in half precision")
         out = settings.get("out")
         if isinstance(out, _Traced) and not isinstance(out._value, np.ndarray):
             return _Traced(in_numpy(*values))  # a number: `x += y` gives a new one

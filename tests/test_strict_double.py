@@ -86,11 +86,17 @@ def test_its_generator_has_only_cupys_methods(name):
         lambda x, c: x * float(c),
         lambda x, c: x * x.shape[0],
         lambda x, c: 1.0,
+        lambda x, c: (1.0 - c) * x,
     ],
 )
 def test_a_fused_function_is_elementwise(x, formula):
     with pytest.raises((TypeError, AttributeError)):
-        xp.fuse(formula, kernel_name="formula")(x, 2.0)
+        xp.fuse(kernel_name="formula")(formula)(x, 2.0)
+
+
+def test_a_function_to_fuse_is_given_after_the_name(x):
+    with pytest.raises(TypeError):
+        xp.fuse(lambda x: -x, kernel_name="formula")(x)
 
 
 # -------------------------------------------------------------------------------- it computes as NumPy

@@ -27,12 +27,13 @@ def elementwise(formula: Callable[..., Any]) -> Callable[..., Any]:
     spread over the cores; Numba, where it is installed, compiles it (compiled.py); CuPy makes it one fused kernel.
     The function takes `out=`, an array or a tuple of arrays to write to, which may be among the arguments. A formula
     may work in place on what it has made itself, and on arguments that are always among `out` too. It writes numbers
-    as 1.0, not as 1. Overflow gives infinity, without a warning.
+    as 1.0, not as 1, and computes with them only beside an array: of numbers alone CuPy computes in half precision.
+    Overflow gives infinity, without a warning.
     """
 
     @functools.cache
     def fused(xp: ModuleType) -> Callable[..., Any]:
-        return xp.fuse(lambda *args: formula(xp, *args), kernel_name=formula.__name__)
+        return xp.fuse(kernel_name=formula.__name__)(lambda *args: formula(xp, *args))
 
     @functools.wraps(formula)
     def run(*args: Any, out: Any = None) -> Any:

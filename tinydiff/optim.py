@@ -158,7 +158,8 @@ class Adam(Optimiser):
         beta1, beta2 = self.betas
         arrays = self.vector, self.m, self.v
         rate, root = lr / (1 - beta1**self.count), (1 - beta2**self.count) ** 0.5
-        _adam(*arrays, self.gradient, scale, beta1, beta2, rate * root, self.eps * root, out=arrays)
+        numbers = scale, beta1, 1 - beta1, beta2, 1 - beta2, rate * root, self.eps * root
+        _adam(*arrays, self.gradient, *numbers, out=arrays)
 
     def _memory(self) -> dict[str, Array]:
         return {"m": self.m, "v": self.v}
@@ -199,16 +200,18 @@ def _adam(
     g: Array,
     scale: float,
     beta1: float,
+    rest1: float,
     beta2: float,
+    rest2: float,
     rate: float,
     eps: float,
 ) -> Any:
     g = scale * g
     m *= beta1
-    m += (1.0 - beta1) * g
+    m += rest1 * g
     v *= beta2
     g *= g
-    g *= 1.0 - beta2
+    g *= rest2
     v += g
     change = xp.sqrt(v)
     change += eps

@@ -192,8 +192,9 @@ def test_a_mixture_has_as_many_of_each():
         expected, said = source.draw(Rng(0).at(i), len(range(*part.indices(5))), "test")
         np.testing.assert_array_equal(images[part], expected)
         assert captions[part] == said
-    with pytest.raises(ValueError, match="2 sources gives at least 2 images, got 1"):
-        Mixture((one, two)).draw(Rng(0), 1)
+    assert Mixture((one, two)).draw(Rng(0), 1)[1] == one.draw(Rng(0).at(0), 1)[1]
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        Mixture((one, two)).draw(Rng(0), 0)
 
 
 # ------------------------------------------------------------------------------- shapes

@@ -8,6 +8,7 @@ CaptionedFolder("my/images")  your own images, with a file captions.txt
 Mixture((one, another))       as many of each
 
 source("shapes")              one of these, by the name that the programs' --data takes
+source_to_draw("shapes")      the same, for a model that draws what it is told
 """
 
 from __future__ import annotations
@@ -57,6 +58,16 @@ def source(data: str) -> Captioned:
     return CaptionedFolder(data)
 
 
+def source_to_draw(data: str) -> Captioned:
+    """The same, for a model that is to draw what it is told: of shapes, with captions that tell all, too.
+
+    Of one thing, only those tell its place; of two things, whose words are harder to sort out, there are more.
+    """
+    if data == "shapes":
+        return Mixture((Shapes(), Shapes(number=1, full=True), Shapes(number=2, full=True)))
+    return source(data)
+
+
 @dataclass(frozen=True)
 class Mixture:
     """As many images of each of several sources, whose images must have one size."""
@@ -64,10 +75,9 @@ class Mixture:
     sources: tuple[Captioned, ...]
 
     def draw(self, rng: Rng, n: int, split: str = "train") -> tuple[np.ndarray, list[str]]:
-        """See Captioned. ValueError for fewer images than sources."""
-        if n < (sources := len(self.sources)):
-            raise ValueError(f"a mixture of {sources} sources gives at least {sources} images, got {n}")
-        parts = [s.draw(rng.at(i), len(range(i, n, sources)), split) for i, s in enumerate(self.sources)]
+        """See Captioned."""
+        shares = [(i, source, len(range(i, n, len(self.sources)))) for i, source in enumerate(self.sources)]
+        parts = [source.draw(rng.at(i), share, split) for i, source, share in shares if share or n < 1]
         captions = [caption for _, captions in parts for caption in captions]
         return np.concatenate([images for images, _ in parts]), captions
 
