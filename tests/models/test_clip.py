@@ -272,7 +272,7 @@ def test_the_published_text_tower_has_123_060_480_parameters():
         ({"patch": 1}, "got 1"),
         ({"patch": 4, "size": 34}, "and divide the size 34"),
         ({"image": TransformerConfig(12)}, "must be a multiple of 8, got 12"),
-        ({"length": 1}, "2 tokens, 2 places"),
+        ({"length": 1}, "2 tokens and 2 places"),
         ({"text": TransformerConfig(8, 1, 1)}, "a causal transformer"),
     ],
 )
@@ -293,7 +293,7 @@ def test_bad_input(tmp_path):
         model.tokens("a red star")
     with pytest.raises(ValueError, match=r"at most 20 tokens, got ids of shape \(1, 21\)"):
         model.text(np.ones((1, 21), int), np.ones((1, 21), bool))
-    with pytest.raises(ValueError, match="2 tokens, 2 places"):
+    with pytest.raises(ValueError, match="2 tokens and 2 places"):
         TextConfig(1, 5, SMALL.text)
     with pytest.warns(UserWarning, match="was cut to 18"):
         model.text_embedding(["a red star " * 20])

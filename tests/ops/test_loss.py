@@ -23,6 +23,14 @@ def cross_entropy(labels):
     return reference
 
 
+def weighted(labels):
+    def reference(logits, weights):
+        losses = (cross_entropy([label])(row[None]) for row, label in zip(logits, labels, strict=True))
+        return sum(w * loss for w, loss in zip(weights, losses, strict=True))
+
+    return reference
+
+
 def kl(mean, log_variance):
     """The divergence of N(m, e^s) from N(0, 1) in one dimension, ½ (m² + e^s − s − 1), summed over an item."""
     total = sum(0.5 * (m**2 + math.exp(s) - s - 1) for m, s in zip(mean.ravel(), log_variance.ravel(), strict=True))
@@ -41,6 +49,14 @@ CASES = [
     with_labels([0], 1),
     with_labels([2, 0, 2, 1], 3),
     with_labels([9], 10),
+    Case(
+        "cross_entropy",
+        ((3, 4), (3,)),
+        weighted([1, 0, 3]),
+        settings={"labels": np.array([1, 0, 3])},
+        call=lambda op, x, weights, labels: op(x, labels, weights),
+        terms=4,
+    ),
     *(Case("kl_standard_normal", (shape, shape), kl, terms=10) for shape in [(1, 1), (3, 4), (2, 3, 3, 2)]),
 ]
 
@@ -79,6 +95,7 @@ def test_kl_against_numerical_integration():
         (lambda: ops.cross_entropy(Tensor(np.zeros(3)), np.array([0, 1, 2])), r"\(3,\) and \(3,\)"),
         (lambda: ops.cross_entropy(Tensor(np.zeros((2, 3))), np.array([0, 3])), r"0\.\.2, got 0\.\.3"),
         (lambda: ops.cross_entropy(Tensor(np.zeros((2, 3))), np.array([-1, 1])), r"0\.\.2, got -1\.\.1"),
+        (lambda: ops.cross_entropy(Tensor(np.zeros((1, 3))), np.zeros(1, int), np.ones(2)), r"\(1,\), got \(2,\)"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(use, message):

@@ -19,6 +19,7 @@ from tinydiff.models.prior import Captions, DiffusionPrior, DiffusionPriorConfig
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
 from tinydiff.models.stable_diffusion import StableDiffusion
 from tinydiff.models.text_diffusion import Condition, TextDiffusion, TextDiffusionConfig, told_texts
+from tinydiff.models.text_encoder import MaskedTextEncoder, TextEncoderConfig
 from tinydiff.models.tokenizer import Tokenizer
 from tinydiff.models.vae import VAE, VAEConfig
 
@@ -50,6 +51,7 @@ __all__ = [
     "LatentDiffusion",
     "LatentDiffusionConfig",
     "LossWeights",
+    "MaskedTextEncoder",
     "PatchDiscriminator",
     "PixelDiffusion",
     "PixelDiffusionConfig",
@@ -59,6 +61,7 @@ __all__ = [
     "StableDiffusion",
     "TextDiffusion",
     "TextDiffusionConfig",
+    "TextEncoderConfig",
     "TextInpainting",
     "Tokenizer",
     "Upsampler",

@@ -42,7 +42,7 @@ SMALL_TEXT, SMALL_IMAGE = TransformerConfig(128, 3, 4, causal=True), Transformer
 class TextConfig:
     """The sizes of a text tower: of its vocabulary, of a text in tokens (at most), and of its transformer.
 
-    Raises ValueError for a vocabulary or a length below 2, or for a transformer that is not causal.
+    Raises ValueError for a vocabulary or a length below 2.
     """
 
     vocabulary: int
@@ -50,8 +50,8 @@ class TextConfig:
     transformer: TransformerConfig
 
     def __post_init__(self) -> None:
-        if min(self.vocabulary, self.length) < 2 or not self.transformer.causal:
-            raise ValueError(f"a text tower needs 2 tokens, 2 places and a causal transformer, got {self}")
+        if min(self.vocabulary, self.length) < 2:
+            raise ValueError(f"a text tower needs 2 tokens and 2 places, got {self}")
 
 
 VIT_L_14_TEXT = TextConfig(49_408, 77, TransformerConfig(768, 12, 12, causal=True, activation="quick-gelu"))
@@ -59,11 +59,12 @@ VIT_L_14_TEXT = TextConfig(49_408, 77, TransformerConfig(768, 12, 12, causal=Tru
 
 
 class TextTower(Module):
-    """Each token and its place as a vector, then a causal transformer (Radford et al. 2021, §2.4).
+    """Each token and its place as a vector, then a transformer (Radford et al. 2021, §2.4).
 
     Called with ids (B, M), whole numbers below the vocabulary, and mask (B, M) boolean, False where there is only
-    padding, it gives (B, M, width), after the last LayerNorm. A token sees itself and those before it, so that what
-    comes out in the place of the last one has seen the whole text. Raises ValueError for more places than it knows.
+    padding, it gives (B, M, width), after the last LayerNorm. If the transformer is causal, as CLIP's, a token sees
+    itself and those before it, and what comes out in the place of the last one has seen the whole text. Raises
+    ValueError for more places than it knows.
     """
 
     def __init__(self, config: TextConfig, rng: Rng):
@@ -112,7 +113,7 @@ class CLIPConfig:
     of two. embedding: how many numbers describe an image or a text in the end.
 
     Raises ValueError for sizes below 1, for a patch that is not 2, 4, 8, ... or does not divide the size, for an image
-    tower whose width GroupNorm cannot group, and as TextConfig does.
+    tower whose width GroupNorm cannot group, for a text tower that is not causal, and as TextConfig does.
     """
 
     merges: tuple[tuple[int, int], ...] = ()
@@ -131,6 +132,8 @@ class CLIPConfig:
             raise ValueError(f"the patch must be 2, 4, 8, ... and divide the size {self.size}, got {self.patch}")
         if self.image.width % GROUPS:
             raise ValueError(f"the image tower's width must be a multiple of {GROUPS}, got {self.image.width}")
+        if not self.text.causal:
+            raise ValueError(f"CLIP's text tower needs a causal transformer, got {self.text}")
         self.text_tower()
 
     def text_tower(self) -> TextConfig:
@@ -199,10 +202,7 @@ class CLIP(Module):
 
         A caption that is too long is cut, with a warning; see `Tokenizer.batch`, which raises what this does.
         """
-        texts = captions if isinstance(captions, str) else [clean(caption) for caption in captions]
-        ids, mask = self.tokenizer.batch(texts, self.config.length)
-        device = self.log_scale.device
-        return to_device(ids, device), to_device(mask, device)
+        return caption_tokens(self.tokenizer, captions, self.config.length, self.log_scale.device)
 
     def text_states(self, ids: Array, mask: Array) -> Tensor:
         """What the text tower makes of each token, for a U-Net to look at (E27): (B, M, width)."""
@@ -239,6 +239,16 @@ class CLIP(Module):
         with no_grad():
             pieces = [function(*(a[i : i + batch] for a in arrays)) for i in starts]
         return np.concatenate([to_numpy(piece.data) for piece in pieces])
+
+
+def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], length: int, device: str) -> tuple[Array, Array]:
+    """Captions in lower case as tokens (B, length) int64, and where they are, bool, on a device.
+
+    Warns and raises as `Tokenizer.batch` does.
+    """
+    texts = captions if isinstance(captions, str) else [clean(caption) for caption in captions]
+    ids, mask = tokenizer.batch(texts, length)
+    return to_device(ids, device), to_device(mask, device)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -45,17 +45,23 @@ def _pick(x: Array, *, labels: Array) -> Any:
     return x[rows, labels], vjp
 
 
-def cross_entropy(logits: Tensor, labels: Array) -> Tensor:
-    """The mean of −log softmax(logits)[label].
+def cross_entropy(logits: Tensor, labels: Array, weights: Array | None = None) -> Tensor:
+    """The mean of −log softmax(logits)[label]; with weights w their weighted sum, Σ_i w_i (−log softmax(...)[label])_i.
 
-    logits: (B, K); labels: (B,) whole numbers in 0..K-1. Raises ValueError for labels of another shape or range.
+    logits: (B, K); labels: (B,) whole numbers in 0..K-1; weights: (B,), in the precision of the logits. Raises
+    ValueError for labels of another shape or range, or weights of another shape.
     """
     K = logits.shape[-1]
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"cross_entropy needs logits (B, K) and labels (B,), got {logits.shape} and {labels.shape}")
     if (found := value_range(labels)) and not (0 <= found[0] and found[1] < K):
         raise ValueError(f"labels must be in 0..{K - 1}, got {found[0]}..{found[1]}")
-    return -mean(_pick(log_softmax(logits), labels=labels))
+    log_p = _pick(log_softmax(logits), labels=labels)
+    if weights is None:
+        return -mean(log_p)
+    if weights.shape != labels.shape:
+        raise ValueError(f"there must be a weight for each of the labels {labels.shape}, got {weights.shape}")
+    return -(log_p * weights).sum()
 
 
 def kl_standard_normal(mean_: Tensor, log_variance: Tensor) -> Tensor:
