@@ -99,7 +99,8 @@ def test_guidance_is_the_formula(s, device):
 def test_some_captions_are_replaced_by_the_empty_one(share, device):
     n = 400
     text, empty = captions(n), captions(1, 9)
-    got = text.some_replaced(empty, share, Rng(2))
+    drawn = made(text_drop=share).draw(backend.to_device(embeddings(n)), Rng(2), text, empty)
+    got = Condition(*drawn[3:])
     own, other, new = (
         [backend.to_numpy(a) for a in (c.states, c.mask, c.vector)] for c in (text, empty.repeated(n), got)
     )
