@@ -130,7 +130,8 @@ def loss_of(model: MaskedTextEncoder, ids: np.ndarray, mask: np.ndarray, batch_s
     batches = Batches(ids, mask, batch_size=batch_size, rng=order)
 
     def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array | None, ...]:
-        return model.draw(*(backend.to_device(share.of(a)) for a in batches.at(step - 1)), rng)
+        ids, mask = (backend.to_device(share.of(a)) for a in batches.at(step - 1))
+        return model.draw(ids, mask, rng)
 
     return DrawnLoss(draw_at, model.loss_of)
 

@@ -75,6 +75,7 @@ def test_texts_without_a_word_cost_nothing():
 
 def test_an_untrained_encoder_starts_near_the_logarithm_of_the_vocabulary():
     model = MaskedTextEncoder(TextEncoderConfig(MERGES), Rng(1))
+    assert len(model.text.tokens.weight) == 1 + len(model.tokenizer) == 1 + model.mask_token
     assert abs(model.loss(*model.tokens(CAPTIONS * 8), Rng(2)).item() - math.log(len(model.tokenizer))) < 1.5
 
 
