@@ -8,8 +8,9 @@
 The U-Net is shown the picture with its unknown pixels set to 0, and the mask, by new inputs whose weights start at 0,
 and of each picture another random part is hidden. The folder of the run receives samples_000000.png, ... (in pairs of
 rows: what is shown of pictures that the training never saw, and what the model makes of it), then samples.png,
-prompts.txt, loss.png and checkpoint.npz. The last act hides a thing of each picture, asks for another in its place, and
-counts how often it is there and all else as before, as the package's scene reader sees it: edits.png.
+prompts.txt, picture.png (one of these pictures), loss.png and checkpoint.npz. The last act hides a thing of each
+picture, asks for another in its place, and counts how often it is there and all else as before, as the package's scene
+reader sees it: edits.png.
 """
 
 from __future__ import annotations
@@ -128,6 +129,10 @@ def train(run: Run[Recipe]) -> None:
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     print(f"In pairs of rows: what is shown, and the prompts of {folder / 'prompts.txt'}: {folder / 'samples.png'}")
     print(f"Put the model into a small file:\n  {program.export_command(folder, 'glide.npz')}")
+    script, picture = pathlib.Path(__file__).with_name("glide.py"), folder / "picture.png"
+    image.save_png(picture, unseen[0])
+    models = "--run", folder, "--text-encoder", recipe.text_encoder
+    print(f"Paint into a picture:\n  {cli.command(script, prompts[1], '--from', picture, '--mask', 'left', *models)}")
 
 
 def model_for(run: Run[Recipe], encoder: CLIP | MaskedTextEncoder, rng: Rng) -> TextInpainting:

@@ -117,9 +117,8 @@ def train(run: Run[Recipe]) -> None:
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     print(f"The prompts in {folder / 'prompts.txt'}, drawn: {folder / 'samples.png'}")
     print(f"Put the model into a small file:\n  {program.export_command(folder, 'imagen.npz')}")
-    told_by = () if recipe.text_encoder == Recipe.text_encoder else ("--text-encoder", recipe.text_encoder)
     glide, imagen = (pathlib.Path(__file__).with_name(name) for name in ("train_glide.py", "imagen.py"))
-    flags = "--base", folder, *told_by
+    flags = "--base", folder, "--text-encoder", recipe.text_encoder
     print(f"Teach it to paint into pictures, as GLIDE does:\n  {cli.command(glide, *flags)}")
     print(f"Draw with it and an upsampler, as Imagen does:\n  {cli.command(imagen, prompts[0], *flags)}")
 

@@ -180,6 +180,8 @@ def test_glide(train, stop_after_two, base, clip):
     out = train(GLIDE, *flags, "--out", "whole")
     assert "of 8 pictures show what was asked for in place of one thing" in out
     assert "tinydiff export whole glide.npz" in out
+    command = rf"glide.py '.+' --from whole/picture.png --mask left --run whole --text-encoder {clip}\n"
+    assert re.search(command, out) and Image.open("whole/picture.png").size == (32, 32)
     assert_sheet("whole/samples.png", 8, 6)
     assert_sheet("whole/edits.png", 8, 3)
     stop_after_two(GLIDE, *flags)

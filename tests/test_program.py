@@ -185,6 +185,20 @@ def test_refused(ask):
             ask(*flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--batch-size", 0), "--batch-size must be at least 1, got 0"),
+        (("--steps", 0), "steps must be at least 1, got 0"),
+        (("--lr", -1), "cannot be negative"),
+    ],
+)
+def test_what_nothing_can_be_trained_by_is_refused_at_once(ask, flags, words):
+    with pytest.raises(ValueError, match=words):
+        ask(*flags)
+    assert not pathlib.Path("runs").exists()
+
+
 # ---------------------------------------------------------------------------------------- what recipes share
 
 
@@ -307,6 +321,8 @@ def test_a_loss_takes_pixels_and_what_is_told_nothing(device):
     assert backend.device_of(x_0) == backend.device() and told == Condition()
     with pytest.raises(ValueError, match=r"batch size must be 1\.\.6"):
         program.told_loss(Seen(), pixels, Condition(), Condition(), 7, Rng(0))
+    with pytest.raises(ValueError, match="arrays of one length"):
+        program.told_loss(Seen(), pixels, program.stored(texts(5)), Condition(), 4, Rng(0))
 
 
 def test_things_are_drawn_some_at_a_time(device):

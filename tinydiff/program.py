@@ -116,8 +116,8 @@ def start_or_resume(
 
     usual: the recipe whose fields the given flags replace. default: the folder of a run, see `cli.new_folder`. kind: of
     the model. free: flags that say what to do with the trained model, which a resumed run may be given too. Raises
-    ValueError if a new run's folder holds one already, or for flags that a resumed run cannot take; OSError where
-    nothing can be written; CheckpointError if there is nothing to resume.
+    ValueError for settings that nothing can be trained by, if a new run's folder holds one already, or for flags that a
+    resumed run cannot take; OSError where nothing can be written; CheckpointError if there is nothing to resume.
     """
     given = {name: value for name, value in vars(options).items() if value is not None and name not in FREE | free}
     if options.resume is None:
@@ -125,6 +125,8 @@ def start_or_resume(
             given["data"] = os.path.abspath(given["data"])  # a run may be resumed from another folder
         names = {field.name for field in dataclasses.fields(usual)}
         recipe = dataclasses.replace(usual, **{name: value for name, value in given.items() if name in names})
+        at_least_1(recipe, "batch_size")
+        recipe.settings()  # raises now, and not when all is looked up, for what nothing can be trained by
         return Run(recipe, cli.new_folder(options.out, default), options)
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -228,10 +230,10 @@ def told_loss(model: Told, x: np.ndarray, told: Condition, empty: Condition, bat
     """The loss of a share of each step's batch: model.loss_of(*model.draw(x_0, rng, told, empty)).
 
     x: N things to be drawn, on the host: uint8 pixels, or what the model takes. told: of each, `stored`. empty: of the
-    empty text, on the device. order: the stream for the order of the batches. Raises ValueError for a batch size
-    outside 1..N.
+    empty text, on the device. order: the stream for the order of the batches. Raises ValueError unless as many are
+    told, and for a batch size outside 1..N.
     """
-    batches = Batches(x, batch_size=batch_size, rng=order)
+    batches = Batches(x, *(a for a in told.arrays if a is not None), batch_size=batch_size, rng=order)
 
     def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array | None, ...]:
         rows = share.of(batches.indices(step - 1))
