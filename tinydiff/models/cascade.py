@@ -96,13 +96,12 @@ class Upsampler(TextDiffusion):
         *,
         level: int | None = None,
         told: Condition = NOTHING,
-        x_T: Array | None = None,
     ) -> Iterator[Array]:
         """Draw large images of small ones, yielding x_T first, then each state down to x_0.
 
         low: (n, H/factor, W/factor, C), float32 in [-1, 1]. level: s, in 0..S; 0 trusts every pixel, and a sixth of S,
-        the default, hides the flaws of an image that a model drew. told: the texts, if unet.context. x_T: see `sample`.
-        Raises ValueError for another level, images of another size, and as `sample` does.
+        the default, hides the flaws of an image that a model drew. told: the texts, if unet.context. Raises ValueError
+        for another level, images of another size, and as `sample` does.
         """
         expected = (*self.config.low_size, self.config.unet.channels)
         if low.ndim != 4 or low.shape[1:] != expected:
@@ -111,7 +110,7 @@ class Upsampler(TextDiffusion):
         if not 0 <= level <= self.config.S:
             raise ValueError(f"the level of noise must be in 0..{self.config.S}, got {level}")
         low = to_device(low)
-        return self.sample(self.shown(low, level, rng.at(2), told.repeated(len(low))), rng, how, x_T=x_T)
+        return self.sample(self.shown(low, level, rng.at(2), told.repeated(len(low))), rng, how)
 
 
 def smaller(x: Array, factor: int) -> Array:

@@ -1,146 +1,42 @@
-"""DALL-E 2: from a text to an embedding of an image, and from there to the image (E29, E33, E34; Ramesh et al. 2022).
+"""DALL-E 2: from a text to an embedding of an image, and from there to the image (E29, E34; Ramesh et al. 2022).
 
-    p(x | y) = p(x | z_i, y) p(z_i | y)                                                            (E29; section 2, eq. 1)
+    p(x | y) = p(x | z_i, y) p(z_i | y)                                          (E29; section 2, eq. 1)
 
-text y ── CLIP's text tower ── z_t ── prior ── z_i ── decoder ── 32 x 32 ── upsampler ── 64 x 64
+text y ── CLIP's text tower ── z_t ── prior ── z_i ── decoder ── small image ── upsampler ── image
 
-The prior is p(z_i | y), see prior.py and autoregressive_prior.py; the upsampler is in cascade.py. Here are the decoder,
-
-z_i ──┬── linear ─── added to the embedding of t ─────┐
-      └── linear ─── tokens ──┐                       │
-caption ── CLIP's text tower ─┴─ states ── context ── U-Net ── ε_θ(x_t, t, z_i, y)
-
-and the whole. An image has two coordinates: z_i says what CLIP sees in it, and x_T, found by DDIM backwards, all the
-rest. To change one and keep the other is to vary, to blend and to edit images.
+The prior is p(z_i | y), the decoder p(x | z_i, y). An image then has two coordinates: z_i says what CLIP sees in it,
+and x_T, found by DDIM backwards, all the rest. To change one and keep the other is to vary, blend and edit images.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 
-from tinydiff import checkpoint, ops
-from tinydiff.autograd import Tensor
-from tinydiff.backend import Array, array_module, beside, to_device, to_numpy
+from tinydiff import checkpoint
+from tinydiff.backend import Array, array_module, to_device, to_numpy
 from tinydiff.diffusion import Sampling, ddim_inverse, last, q_sample, slerp
 from tinydiff.files import PathLike
 from tinydiff.models.autoregressive_prior import AutoregressivePrior
 from tinydiff.models.cascade import Upsampler, larger
 from tinydiff.models.clip import CLIP
+from tinydiff.models.decoder import Decoder
 from tinydiff.models.pixel_diffusion import USUAL_SAMPLING
 from tinydiff.models.prior import DiffusionPrior, told_captions, unit_rows, z_t_of
-from tinydiff.models.text_diffusion import Condition, TextDiffusion, TextDiffusionConfig, check_share, told_texts
+from tinydiff.models.text_diffusion import Condition, told_texts
 from tinydiff.models.trained import warn_of_another
-from tinydiff.nn import Linear
 from tinydiff.rng import Rng
+
+Prior = DiffusionPrior | AutoregressivePrior
 
 USUAL_GUIDANCE = 2.0
 """s of E35, unless told otherwise."""
 
 UPSAMPLING_STEPS = 27
 """The upsampler is run in as many steps as the decoder, but in no more than these (Ramesh et al. 2022, Table 3)."""
-
-PRIORS: dict[str, type[DiffusionPrior | AutoregressivePrior]] = {
-    model.kind: model for model in (DiffusionPrior, AutoregressivePrior)
-}
-
-# ----------------------------------------------------------------------------------------- the decoder
-
-
-@dataclass(frozen=True)
-class DecoderConfig(TextDiffusionConfig):
-    """What a Decoder is made of.
-
-    unet: the network's sizes, with unet.vector as many numbers as an embedding has. tokens: how many tokens of context
-    it becomes. text_drop, image_drop: the shares of captions that are replaced by the empty one, and of embeddings that
-    are replaced by 0, in training, so that guidance has something to move away from (E35). The others: see
-    TextDiffusionConfig, which raises what this does; ValueError also for a U-Net that takes no text or no embedding, or
-    less than one token.
-    """
-
-    text_drop: float = 0.5
-    image_drop: float = 0.1
-    tokens: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share("image embeddings", self.image_drop)
-        if not (self.unet.context and self.unet.vector):
-            raise ValueError(
-                "a decoder needs a U-Net with a context, the width of a text's states, and a vector, the numbers of an "
-                f"image embedding; got {self.unet.context} and {self.unet.vector}"
-            )
-        if self.tokens < 1:
-            raise ValueError(f"an image embedding becomes 1 token of context or more, got {self.tokens}")
-
-
-class Decoder(TextDiffusion):
-    """ε_θ(x_t, t, z_i, y): diffusion on pixels, told the CLIP embedding z_i of the image that is wanted, and a caption.
-
-    Condition.vector is z_i, (B, unet.vector), of length 1; 0 or None for none. The network is told √d z_i, d numbers of
-    unit variance.
-    """
-
-    kind = "decoder"
-    configured_by: ClassVar[type[TextDiffusionConfig]] = DecoderConfig
-    config: DecoderConfig
-
-    def __init__(self, config: DecoderConfig, rng: Rng):
-        super().__init__(config, rng)
-        unet = config.unet
-        assert unet.context is not None and unet.vector is not None
-        self.image_tokens = Linear(unet.vector, config.tokens * unet.context, rng)
-
-    def __call__(self, x_t: Array, t: Array, told: Condition) -> Tensor:
-        """The network's output for x_t (B, H, W, C) at the times t (B,).
-
-        Raises ValueError without texts, and for image embeddings of another shape.
-        """
-        told = self.completed(told)
-        z_i = self._scaled(told.vector, x_t)
-        context, mask = self._with_image_tokens(told, z_i)
-        return self.unet(Tensor(x_t), beside(t, x_t), context=context, mask=mask, vector=z_i)
-
-    def completed(self, told: Condition) -> Condition:
-        """What is told, with z_i = 0 where none is (E33). Raises ValueError without texts."""
-        if told.states is None:
-            raise ValueError("a decoder is told a text, if only the empty one")
-        if told.vector is not None:
-            return told
-        shape = len(told.states), self.config.unet.vector
-        return dataclasses.replace(told, vector=array_module(told.states).zeros(shape, told.states.dtype))
-
-    def _scaled(self, z_i: Array, x_t: Array) -> Tensor:
-        """√d z_i, (B, d), for z_i of length 1."""
-        shape = len(x_t), self.config.unet.vector or 0
-        if z_i.shape != shape:
-            raise ValueError(f"a decoder is told image embeddings {shape}, got {z_i.shape}")
-        return Tensor(math.sqrt(shape[1]) * z_i)
-
-    def _with_image_tokens(self, told: Condition, z_i: Tensor) -> tuple[Tensor, Array | None]:
-        """The states of the texts, then the tokens of the images, (B, M + tokens, context), and which are there."""
-        states = self.read(told)
-        assert states is not None
-        B, n, module = len(z_i), self.config.tokens, array_module(told.states)
-        context = ops.concat([states, self.image_tokens(z_i).reshape(B, n, -1)], axis=1)
-        if told.mask is None:
-            return context, None
-        return context, module.concatenate([told.mask, module.ones((B, n), bool)], axis=1)
-
-    def hide_some(self, told: Condition, empty: Condition, rng: Rng) -> Condition:
-        """Replace shares of the captions by the empty one and of the z_i by 0, each on its own (E33)."""
-        told = super().hide_some(told, empty, rng)
-        if told.vector is None:
-            raise ValueError("a decoder learns from image embeddings, but was told none")
-        return told.some_replaced(Condition(vector=0 * told.vector[:1]), self.config.image_drop, rng.at(3))
-
-
-# ------------------------------------------------------------------------------------------- the whole
 
 
 class DallE2:
@@ -154,7 +50,7 @@ class DallE2:
     def __init__(
         self,
         clip: CLIP,
-        prior: DiffusionPrior | AutoregressivePrior | None,
+        prior: Prior | None,
         decoder: Decoder,
         upsampler: Upsampler | None = None,
     ):
@@ -207,8 +103,10 @@ class DallE2:
 
     def steps_of(self, how: Sampling) -> int:
         """How many steps the decoder and the upsampler take together. Raises ValueError unless they are in 1..T."""
-        small = how.steps_of(self.decoder.schedule.T)
-        return small if self.upsampler is None else small + min(small, UPSAMPLING_STEPS)
+        steps = how.steps_of(self.decoder.schedule.T)
+        if self.upsampler is None:
+            return steps
+        return steps + self._upsampling(how).steps_of(self.upsampler.schedule.T)
 
     def pictures(self, x: Array) -> np.ndarray:
         """Images of either stage at the size of the last, (n, H, W, 3), float32 in [-1, 1], on the host."""
@@ -258,21 +156,16 @@ class DallE2:
         """
         told, nothing = self._told(z_i, captions), told_texts(self.clip, negative)
         small = self.decoder.sample(told, rng.at(0), how, guidance=guidance, negative=nothing, x_T=x_T)
-        return small if self.upsampler is None else self._and_larger(self.upsampler, small, rng.at(1), how, x_T is None)
+        if self.upsampler is None:
+            return small
+        return and_larger(self.upsampler, small, rng.at(1), self._upsampling(how), alike=x_T is not None)
 
     def _told(self, z_i: Array | None, captions: str | Sequence[str]) -> Condition:
         texts = told_texts(self.clip, captions)
         return texts if z_i is None else dataclasses.replace(texts.repeated(len(z_i)), vector=z_i)
 
-    def _and_larger(
-        self, upsampler: Upsampler, states: Iterator[Array], rng: Rng, how: Sampling, each_its_noise: bool
-    ) -> Iterator[Array]:
-        """The decoder's states, then the upsampler's, which is shown the last of them."""
-        for x in states:
-            yield x
-        n, steps = len(x), min(how.steps_of(self.decoder.schedule.T), UPSAMPLING_STEPS)
-        x_T = None if each_its_noise else upsampler.noise(1, rng.at(1)).repeat(n, axis=0)
-        yield from upsampler.upsample(x, rng.at(0), dataclasses.replace(how, steps=steps), x_T=x_T)
+    def _upsampling(self, how: Sampling) -> Sampling:
+        return dataclasses.replace(how, steps=min(how.steps_of(self.decoder.schedule.T), UPSAMPLING_STEPS))
 
     # --------------------------------------------------------------------------------- manipulations (E34)
 
@@ -289,13 +182,13 @@ class DallE2:
         images: Array,
         rng: Rng,
         how: Sampling = USUAL_SAMPLING,
-        guidance: float = USUAL_GUIDANCE,
+        guidance: float = 1.0,
         x_T: Array | None = None,
     ) -> Iterator[Array]:
         """Draw another image of the embedding of each (E34; Ramesh et al. 2022, section 3.1).
 
         What z_i holds stays, the rest is drawn anew. images: (n, H, W, 3), float32 in [-1, 1]. x_T: that of `invert`,
-        with a `how` that adds noise (DDIM with eta between 0 and 1), varies less the smaller eta is.
+        for variations near the image: DDIM with eta = 0 gives the image itself, and more eta more of a change.
         """
         return self.draw(self.image_embedding(images), "", rng, how, guidance, x_T=x_T)
 
@@ -305,7 +198,7 @@ class DallE2:
         n: int,
         rng: Rng,
         how: Sampling = USUAL_SAMPLING,
-        guidance: float = USUAL_GUIDANCE,
+        guidance: float = 1.0,
     ) -> Iterator[Array]:
         """Draw n images on the way from one to another, all from one x_T (E34; Ramesh et al. 2022, section 3.2).
 
@@ -326,7 +219,7 @@ class DallE2:
         n: int,
         rng: Rng,
         how: Sampling = USUAL_SAMPLING,
-        guidance: float = USUAL_GUIDANCE,
+        guidance: float = 1.0,
         far: float = 0.5,
         x_T: Array | None = None,
     ) -> Iterator[Array]:
@@ -356,7 +249,8 @@ class DallE2:
 
         An image is then (z_i, x_T): what CLIP sees of it, and the rest. Where pixels agree, as on a plain background,
         there is no noise to follow, and so it begins with a little, a fiftieth of the way: see `ddim_inverse`.
-        images: (n, H, W, 3), float32 in [-1, 1], of the decoder's size. Returns the like. (Ramesh et al. 2022, section 3)
+        images: (n, H, W, 3), float32 in [-1, 1], of the decoder's size. Returns the like.
+        (Ramesh et al. 2022, section 3)
         """
         told = self._told(self.image_embedding(images), "")
         nothing = told_texts(self.clip, "").repeated(len(told))
@@ -367,12 +261,27 @@ class DallE2:
         return last(ddim_inverse(denoise, noised, schedule, rng, steps, start=start))
 
 
-def load_prior(path: PathLike) -> DiffusionPrior | AutoregressivePrior:
+def and_larger(upsampler: Upsampler, states: Iterator[Array], rng: Rng, how: Sampling, alike: bool) -> Iterator[Array]:
+    """The states in which a decoder draws small images, then those in which the upsampler, shown the last, draws on.
+
+    alike: whether all images get the same noise.
+    """
+    for x in states:
+        yield x
+    if not alike:
+        yield from upsampler.upsample(x, rng, how)
+        return
+    one_by_one = [upsampler.upsample(x[i : i + 1], rng, how) for i in range(len(x))]
+    yield from (array_module(x).concatenate(each) for each in zip(*one_by_one, strict=True))
+
+
+def load_prior(path: PathLike) -> Prior:
     """The prior of either kind in a training run's checkpoint, or the shipped "prior" or "autoregressive_prior".
 
     Raises CheckpointError if there is none.
     """
-    return PRIORS.get(checkpoint.kind_of(path), DiffusionPrior).load(path)
+    kind = checkpoint.kind_of(path)
+    return (AutoregressivePrior if kind == AutoregressivePrior.kind else DiffusionPrior).load(path)
 
 
 def arc(start: Array, end: Array, n: int, far: float = 1.0) -> Array:
