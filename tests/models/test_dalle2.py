@@ -134,13 +134,13 @@ def test_what_the_decoder_is_told():
         np.testing.assert_array_equal(seen, length)
 
 
-def test_steps_and_sizes():
+def test_how_many_states_and_how_large():
     model, plain = made(), made(large=False)
     assert (model.size, plain.size) == ((16, 16), (8, 8))
-    assert plain.steps_of(Sampling(steps=40)) == 40 and model.steps_of(HOW) == 8
-    assert model.steps_of(Sampling(steps=40)) == 40 + UPSAMPLING_STEPS
-    states = list(model.text_to_image(["a star"], Rng(3), HOW))
-    assert len(states) == model.steps_of(HOW) + 2 and len(list(plain.draw(None, "a", Rng(3), HOW))) == 5
+    assert plain.count_states(Sampling(steps=40)) == 1 + 40
+    assert model.count_states(Sampling(steps=40)) == 1 + 40 + 1 + UPSAMPLING_STEPS
+    states = list(model.draw(None, "a star", Rng(3), HOW))
+    assert len(states) == model.count_states(HOW) == 10 and len(list(plain.draw(None, "a", Rng(3), HOW))) == 5
     assert [x.shape for x in states] == [(1, 8, 8, 3)] * 5 + [(1, 16, 16, 3)] * 5
     pictures = [model.pictures(x) for x in states]
     assert {x.shape for x in pictures} == {(1, 16, 16, 3)} and max(np.abs(x).max() for x in pictures) <= 1

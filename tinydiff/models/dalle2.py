@@ -101,12 +101,12 @@ class DallE2:
         """Height and width of the pictures, in pixels."""
         return (self.decoder if self.upsampler is None else self.upsampler).config.size
 
-    def steps_of(self, how: Sampling) -> int:
-        """How many steps the decoder and the upsampler take together. Raises ValueError unless they are in 1..T."""
-        steps = how.steps_of(self.decoder.schedule.T)
+    def count_states(self, how: Sampling) -> int:
+        """How many states each method that draws yields. Raises ValueError for more steps than T."""
+        small = 1 + how.steps_of(self.decoder.schedule.T)
         if self.upsampler is None:
-            return steps
-        return steps + self._upsampling(how).steps_of(self.upsampler.schedule.T)
+            return small
+        return small + 1 + self._upsampling(how).steps_of(self.upsampler.schedule.T)
 
     def pictures(self, x: Array) -> np.ndarray:
         """Images of either stage at the size of the last, (n, H, W, 3), float32 in [-1, 1], on the host."""
