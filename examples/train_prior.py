@@ -179,12 +179,14 @@ class Pairs:
 
 def prior_of(recipe: Recipe, clip: CLIP, seen: Pairs, rng: Rng) -> Prior:
     """The untrained prior of a recipe; the codes of an autoregressive one are fitted to the embeddings seen."""
-    sizes = TransformerConfig(recipe.width, recipe.layers, causal=True)
+    sizes, known = TransformerConfig(recipe.width, recipe.layers, causal=True), checkpoint.fingerprint(clip)
     context, embedding = clip.config.text.width, clip.config.embedding
     if recipe.kind == "diffusion":
-        return DiffusionPrior(DiffusionPriorConfig(sizes, context, embedding), rng)
+        return DiffusionPrior(DiffusionPriorConfig(sizes, context, embedding, text_encoder=known), rng)
     components = PrincipalComponents.of(seen.z_i).needed(recipe.explained)
-    config = AutoregressivePriorConfig(sizes, context, embedding, components=components, bins=recipe.bins)
+    config = AutoregressivePriorConfig(
+        sizes, context, embedding, text_encoder=known, components=components, bins=recipe.bins
+    )
     prior = AutoregressivePrior(config, rng)
     prior.codebook.fit(seen.z_i, z_t_of(seen.told))
     print(f"{components} of {embedding} principal components explain {recipe.explained:.2%} of the variance")

@@ -50,6 +50,11 @@ class UpsamplerConfig(TextDiffusionConfig):
         if not 0 <= self.S <= self.T:
             raise ValueError(f"the largest level of noise must be in 0..T = 0..{self.T}, got {self.S}")
 
+    @property
+    def low_size(self) -> tuple[int, int]:
+        """Height and width of the small images."""
+        return self.size[0] // self.factor, self.size[1] // self.factor
+
 
 class Upsampler(TextDiffusion):
     """ε_θ(x_t, t, low_s, s): diffusion on large images, shown a small one, which was made noisy on purpose.
@@ -98,7 +103,7 @@ class Upsampler(TextDiffusion):
         the default, hides the flaws of an image that a model drew. told: the texts, if unet.context. Raises ValueError
         for another level, images of another size, and as `sample` does.
         """
-        expected = (*(pixels // self.config.factor for pixels in self.config.size), self.config.unet.channels)
+        expected = (*self.config.low_size, self.config.unet.channels)
         if low.ndim != 4 or low.shape[1:] != expected:
             raise ValueError(f"this upsampler takes images (n, {', '.join(map(str, expected))}), got {low.shape}")
         level = self.config.S // 6 if level is None else level
