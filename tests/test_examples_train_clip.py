@@ -140,7 +140,6 @@ def test_refused(copied, monkeypatch, capsys):
         ((*new, "--layers", 0), "sizes of at least 1"),
         ((*new, "--embedding", 0), "sizes of at least 1"),
         ((*new, "--batch-size", 1), "a batch must have 2 at least, got 1"),
-        ((*new, "--batch-size", 2), "a mixture of 3 sources gives at least 3 images, got 2"),
         ((*new, "--steps", 0), "at least 1, got 0"),
         (("--out", "file/run"), "file is not a folder"),
         (("--out", run), "holds a run already"),
