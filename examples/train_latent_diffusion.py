@@ -45,7 +45,7 @@ class Recipe:
     clip: str = "clip"
     base: int = 56
     text_layers: int = 2
-    steps: int = 6000
+    steps: int = 5000
     batch_size: int = 128
     lr: float = 2e-3
     seed: int = 0

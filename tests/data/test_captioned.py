@@ -11,7 +11,14 @@ from tests.data.test_shapes import SEEDS
 from tests.diffusion.common import PROPERTY
 from tinydiff import Rng, backend
 from tinydiff.data import captioned, mnist, shapes
-from tinydiff.data.captioned import CaptionedDigits, CaptionedFolder, Mixture, Shapes, caption_of_class
+from tinydiff.data.captioned import (
+    CaptionedDigits,
+    CaptionedFolder,
+    Mixture,
+    Shapes,
+    caption_of_class,
+    source_to_draw,
+)
 from tinydiff.data.idx import DataError
 from tinydiff.data.shape_captions import parse
 from tinydiff.data.shapes import OPPOSITE, SPLITS, draw
@@ -195,6 +202,14 @@ def test_a_mixture_has_as_many_of_each():
     assert Mixture((one, two)).draw(Rng(0), 1)[1] == one.draw(Rng(0).at(0), 1)[1]
     with pytest.raises(ValueError, match="at least 1, got 0"):
         Mixture((one, two)).draw(Rng(0), 0)
+
+
+def test_a_model_that_draws_is_told_all_of_two_scenes_in_three():
+    images, captions = source_to_draw("shapes").draw(Rng(0), 9)
+    whole = [parse(caption) for caption in captions[3:]]
+    assert images.shape == (9, 32, 32, 3) and [len(said.things) for said in whole] == [1] * 3 + [2] * 3
+    assert all(said.things[0].place for said in whole[:3])
+    assert source_to_draw("digits") == captioned.source("digits")
 
 
 # ------------------------------------------------------------------------------- shapes
