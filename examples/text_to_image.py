@@ -22,38 +22,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tinydiff import cli, image
+from tinydiff import cli, drawing, image
 from tinydiff.backend import Array
 from tinydiff.diffusion import Sampling, resampled
-from tinydiff.diffusion.samplers import SAMPLERS, USUAL_STEPS
-from tinydiff.files import atomic_file
 from tinydiff.models import StableDiffusion
 from tinydiff.models.stable_diffusion import REPAINT, USUAL_GUIDANCE, with_known
 from tinydiff.rng import Rng
-
-BATCH = 100
-"""Pictures drawn at once."""
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = cli.parser(__doc__)
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to draw")
-    parser.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="many prompts, one a line")
-    parser.add_argument("--n", type=int, metavar="N", help="pictures (default: 8 of one prompt, 1 each of many)")
-    how = parser.add_argument_group("how")
-    how.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="see sample.py (default: %(default)s)")
-    usual = ", ".join(f"{steps} for {sampler}" for sampler, steps in USUAL_STEPS.items())
-    how.add_argument("--steps", type=int, metavar="N", help=f"1 to T (default: {usual}, all T for ddpm)")
-    how.add_argument(
-        "--guidance",
-        type=float,
-        default=USUAL_GUIDANCE,
-        metavar="S",
-        help="1 is none, more keeps closer to the prompt (E35; default: %(default)s)",
-    )
-    how.add_argument("--negative", default="", metavar="PROMPT", help="what is not wanted (default: nothing)")
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    drawing.add_flags(parser, USUAL_GUIDANCE)
     other = parser.add_argument_group("other than from noise")
     other.add_argument("--to", metavar="PROMPT", help="walk to this prompt in --n pictures")
     other.add_argument("--from", dest="source", metavar="PNG", help="change this picture, scaled to the model's size")
@@ -66,62 +46,37 @@ def parse() -> argparse.Namespace:
     which = parser.add_argument_group("which model")
     which.add_argument("--run", type=pathlib.Path, metavar="RUN", help="of train_text_to_image.py (default: shipped)")
     which.add_argument("--unet", type=pathlib.Path, metavar="RUN", help="of train_latent_diffusion.py")
-    cli.add_device(parser)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("drawn.png"), help="default: %(default)s")
-    parser.add_argument("--save-array", type=pathlib.Path, metavar="NPZ", help="also save the array `samples`")
     return parser.parse_args()
 
 
 def main() -> None:
     """Draw, and save the picture, the strip and the array."""
     options = parse()
-    prompts = prompts_of(options)
-    strip = options.out.with_name(f"{options.out.stem}_strip.png")
-    for path in (options.out, options.save_array):
-        if path is not None:
-            cli.check_writable(path)
+    prompts = drawing.prompts_of(options)
+    check_edits(options)
+    drawing.check_outputs(options)
     with cli.on_device(options.device):
         model = StableDiffusion.of_run(options.run, options.unet)
-        batches = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
-        drawn = [draw(model, some, options, batch, len(batches)) for batch, some in enumerate(batches)]
-    pictures = np.concatenate([way[-1] for way in drawn])
-    image.save_png(options.out, image.grid(pictures, columns=min(len(pictures), 8)), scale=3)
-    image.save_png(strip, image.film_strip(drawn[0], columns=8, rows=4), scale=3)
-    print(f"{len(pictures)} pictures in {options.out}; how they came out of noise in {strip}")
-    if options.save_array:
-        with atomic_file(options.save_array) as file:
-            np.savez(file, samples=(pictures + 1) / 2)
-        print(f"their array, {pictures.shape} in [0, 1], in {options.save_array}")
+        drawn = drawing.draw_all(prompts, options.seed, lambda some, rng, what: draw(model, some, rng, what, options))
+    drawing.save(options, drawn)
 
 
-def prompts_of(options: argparse.Namespace) -> list[str]:
-    """One prompt for each picture. Raises ValueError for flags that do not go together, or a file of no prompts."""
-    if (options.prompt is None) == (options.prompts is None):
-        raise ValueError("give a PROMPT, or a file of them (--prompts), and not both")
+def check_edits(options: argparse.Namespace) -> None:
+    """Raise ValueError for flags of drawing other than from noise that do not go together."""
     if options.to is not None and (options.prompts or options.source):
         raise ValueError("--to walks from one PROMPT to another, and takes neither --prompts nor --from")
     if options.source is None and (options.mask or options.strength is not None):
         raise ValueError("--mask and --strength change a picture: name it with --from")
     if options.mask and options.strength is not None:
         raise ValueError("--strength changes all of a picture and --mask a part of it: give one of them")
-    if options.n is not None and options.n < 1:
-        raise ValueError(f"--n must be at least 1, got {options.n}")
-    if options.prompts is None:
-        return [options.prompt] * (options.n or 8)
-    prompts = [line.strip() for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"{options.prompts} has no prompts; it needs one a line")
-    return [prompt for prompt in prompts for _ in range(options.n or 1)]
 
 
 def draw(
-    model: StableDiffusion, prompts: list[str], options: argparse.Namespace, batch: int, batches: int
+    model: StableDiffusion, prompts: list[str], rng: Rng, what: str, options: argparse.Namespace
 ) -> list[np.ndarray]:
     """One batch of pictures on their way from noise, (n, H, W, 3) in [-1, 1] each; the last are the result."""
-    states, total = latents(model, prompts, Rng(options.seed).at(batch), options)
-    way = list(cli.progress(states, f"batch {batch + 1} of {batches}", total))
-    times = sorted({round(i) for i in np.linspace(0, len(way) - 1, 8)})
-    pictures = [model.decode(way[i]) for i in times]
+    states, total = latents(model, prompts, rng, options)
+    pictures = [model.decode(z) for z in drawing.evenly_spaced(states, total, what)]
     if options.mask:
         source, mask = given(model, options, len(prompts))
         pictures[-1] = with_known(pictures[-1], source, mask)

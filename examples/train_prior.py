@@ -34,9 +34,10 @@ from tinydiff.models import (
     CLIP,
     AutoregressivePrior,
     AutoregressivePriorConfig,
-    Captions,
+    Condition,
     DiffusionPrior,
     DiffusionPriorConfig,
+    told_captions,
 )
 from tinydiff.models.autoregressive_prior import PrincipalComponents
 from tinydiff.models.prior import most_aligned, unit_rows
@@ -117,7 +118,7 @@ def train(run: Run[Recipe]) -> None:
     clip, source = CLIP.load(recipe.clip), captioned.source(recipe.data)
     seen = Pairs.of(clip, source, rng.at(DATA), recipe.pictures, "train")
     held_out = Pairs.of(clip, source, rng.at(TEST), recipe.held_out, "test")
-    empty = Captions.read(clip, [""])
+    empty = told_captions(clip, [""])
     model = prior_of(recipe, clip, seen, rng.at(WEIGHTS))
     loss_at = loss_of(model, seen, empty, recipe.batch_size, rng.at(ORDER))
 
@@ -143,13 +144,15 @@ def train(run: Run[Recipe]) -> None:
 class Pairs:
     """N pictures, uint8 (N, H, W, 3), what they are called, and what CLIP makes of both, on the host.
 
-    z_i: (N, d). captions: with states in half precision, of which there are many.
+    z_i, z_t: (N, d). states: (N, M, width), in half precision, of which there are many; mask: which are there, (N, M).
     """
 
     images: np.ndarray
     texts: list[str]
     z_i: np.ndarray
-    captions: Captions
+    states: np.ndarray
+    mask: np.ndarray
+    z_t: np.ndarray
 
     @classmethod
     def of(cls, clip: CLIP, source: Captioned, rng: Rng, n: int, split: str, batch: int = 500) -> Pairs:
@@ -157,19 +160,22 @@ class Pairs:
         images, texts = source.draw(rng, n, split)
         starts = cli.progress(range(0, n, batch), f"{split} pairs to embeddings", -(-n // batch))
         parts = [cls._read(clip, images[i : i + batch], texts[i : i + batch]) for i in starts]
-        z_i, states, mask, z_t = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return cls(images, texts, z_i, Captions(states, mask, z_t))
+        return cls(images, texts, *(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     @staticmethod
     def _read(clip: CLIP, images: np.ndarray, texts: list[str]) -> tuple[np.ndarray, ...]:
-        z_i, read = clip.image_embedding(image.to_signed(images)), Captions.read(clip, texts)
-        states, mask, z_t = (backend.to_numpy(a) for a in (read.states, read.mask, read.z_t))
+        z_i, told = clip.image_embedding(image.to_signed(images)), told_captions(clip, texts)
+        states, mask, z_t = (backend.to_numpy(a) for a in (told.states, told.mask, told.vector))
         return z_i, states.astype(np.float16), mask, z_t
 
+    def told(self, rows: np.ndarray | slice) -> Condition:
+        """What a prior is told of some of the captions."""
+        return on_device(self.states[rows], self.mask[rows], self.z_t[rows])
 
-def on_device(read: Captions) -> Captions:
-    """Captions on the device in use, in single precision."""
-    return Captions(*(backend.to_device(a) for a in (read.states.astype(np.float32), read.mask, read.z_t)))
+
+def on_device(states: np.ndarray, mask: np.ndarray, z_t: np.ndarray) -> Condition:
+    """What is told of captions, on the device in use, in single precision."""
+    return Condition(*(backend.to_device(a) for a in (states.astype(np.float32), mask, z_t)))
 
 
 # -------------------------------------------------------------------------------------------- training
@@ -184,19 +190,18 @@ def prior_of(recipe: Recipe, clip: CLIP, seen: Pairs, rng: Rng) -> Prior:
     components = PrincipalComponents.of(seen.z_i).needed(recipe.explained)
     config = AutoregressivePriorConfig(sizes, context, embedding, components=components, bins=recipe.bins)
     prior = AutoregressivePrior(config, rng)
-    prior.codebook.fit(seen.z_i, seen.captions.z_t)
+    prior.codebook.fit(seen.z_i, seen.z_t)
     print(f"{components} of {embedding} principal components explain {recipe.explained:.2%} of the variance")
     return prior
 
 
-def loss_of(model: Prior, seen: Pairs, empty: Captions, batch_size: int, order: Rng) -> DrawnLoss:
+def loss_of(model: Prior, seen: Pairs, empty: Condition, batch_size: int, order: Rng) -> DrawnLoss:
     """The loss of a share of a step's batch."""
-    read = seen.captions
-    batches = Batches(seen.z_i, read.states, read.mask, read.z_t, batch_size=batch_size, rng=order)
+    batches = Batches(seen.z_i, seen.states, seen.mask, seen.z_t, batch_size=batch_size, rng=order)
 
     def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array | None, ...]:
         z_i, *told = (share.of(a) for a in batches.at(step - 1))
-        return model.draw(backend.to_device(z_i), rng, on_device(Captions(*told)), empty)
+        return model.draw(backend.to_device(z_i), rng, on_device(*told), empty)
 
     return DrawnLoss(draw_at, model.loss_of)
 
@@ -204,19 +209,19 @@ def loss_of(model: Prior, seen: Pairs, empty: Captions, batch_size: int, order: 
 # ------------------------------------------------------------------------------------------- measuring
 
 
-def nearest_pictures(model: Prior, held_out: Pairs, seen: Pairs, empty: Captions, rng: Rng) -> np.ndarray:
+def nearest_pictures(model: Prior, held_out: Pairs, seen: Pairs, empty: Condition, rng: Rng) -> np.ndarray:
     """A row for each of the first captions: its own picture, then the one nearest to each embedding drawn for it."""
     n = min(SHOWN, len(held_out.texts))
-    told = on_device(held_out.captions.taken(np.repeat(np.arange(n), DRAWS)))
+    told = held_out.told(np.repeat(np.arange(n), DRAWS))
     z_i = backend.to_numpy(model.candidates(told, rng, empty=empty)[0])
     found = seen.images[(z_i @ seen.z_i.T).argmax(axis=1)].reshape(n, DRAWS, *seen.images.shape[1:])
     rows = np.concatenate([held_out.images[:n, None], found], axis=1)
     return rows.reshape(-1, *rows.shape[2:])
 
 
-def report(model: Prior, held_out: Pairs, seen: Pairs, empty: Captions, rng: Rng) -> None:
+def report(model: Prior, held_out: Pairs, seen: Pairs, empty: Condition, rng: Rng) -> None:
     """Print the mean cosines with the held-out pictures' embeddings, and what a second candidate is worth."""
-    z_t, mean = held_out.captions.z_t, unit_rows(seen.z_i.mean(axis=0, keepdims=True))
+    z_t, mean = held_out.z_t, unit_rows(seen.z_i.mean(axis=0, keepdims=True))
     both = drawn(model, held_out, empty, rng, n=2)
     one, two = both[0], most_aligned(both, z_t)
     true = functools.partial(cosines, held_out.z_i)
@@ -236,11 +241,11 @@ def report(model: Prior, held_out: Pairs, seen: Pairs, empty: Captions, rng: Rng
         print(f"  {name:36} {as_text(change)}")
 
 
-def drawn(model: Prior, held_out: Pairs, empty: Captions, rng: Rng, n: int, batch: int = 250) -> np.ndarray:
+def drawn(model: Prior, held_out: Pairs, empty: Condition, rng: Rng, n: int, batch: int = 250) -> np.ndarray:
     """Embeddings for the N held-out captions, (n, N, d), on the host."""
-    read, N = held_out.captions, len(held_out.texts)
+    N = len(held_out.texts)
     starts = cli.progress(range(0, N, batch), "embeddings for held-out captions", -(-N // batch))
-    told = ((i, on_device(read.taken(slice(i, i + batch)))) for i in starts)
+    told = ((i, held_out.told(slice(i, i + batch))) for i in starts)
     parts = (model.candidates(some, rng.at(i), n=n, empty=empty) for i, some in told)
     return np.concatenate([backend.to_numpy(part) for part in parts], axis=1)
 

@@ -35,7 +35,7 @@ from tinydiff.image import to_signed
 from tinydiff.metrics import paired_change
 from tinydiff.models.autoregressive_prior import AutoregressivePrior, AutoregressivePriorConfig, PrincipalComponents
 from tinydiff.models.clip import CLIP, CLIPConfig
-from tinydiff.models.prior import Captions, DiffusionPrior, DiffusionPriorConfig, most_aligned, unit_rows
+from tinydiff.models.prior import DiffusionPrior, DiffusionPriorConfig, most_aligned, told_captions, unit_rows
 from tinydiff.models.tokenizer import Tokenizer, clean
 from tinydiff.nn import TransformerConfig
 from tinydiff.optim import Adam
@@ -122,8 +122,8 @@ print(f"no picture is nearer to the text than {(z_i @ z_t).max():.2f}")
 # %%
 N = 30 if QUICK else 300
 held_out, captions = Shapes().draw(Rng(2), N, "test")
-images, texts = clip.image_embedding(to_signed(held_out)), Captions.read(clip, captions)
-both = np.concatenate([texts.z_t, images]) - (texts.z_t.mean(axis=0) + images.mean(axis=0)) / 2
+images, texts = clip.image_embedding(to_signed(held_out)), told_captions(clip, captions)  # texts.vector: their z_t
+both = np.concatenate([texts.vector, images]) - (texts.vector.mean(axis=0) + images.mean(axis=0)) / 2
 is_text = np.repeat([1.0, -1.0], N)
 learned_from = np.tile(np.arange(N) % 2 == 0, 2)
 direction = np.linalg.lstsq(both[learned_from], is_text[learned_from], rcond=None)[0]
@@ -140,7 +140,7 @@ def nearest(z):
 
 
 print(f"nearest of {len(known)} real embeddings: cosine {nearest(images).mean():.3f} for a picture, ", end="")
-print(f"{nearest(texts.z_t).mean():.3f} for a text")
+print(f"{nearest(texts.vector).mean():.3f} for a text")
 
 # %% [markdown]
 # A decoder that learned to draw pictures from $z_i$ has never seen anything like $z_t$. So DALL-E 2 splits the task.
@@ -181,16 +181,16 @@ print("decoder times prior gives back p(x | y) for all 36 pairs")
 # multiplied by $\sqrt{128}$ before anything else.
 
 # %%
-empty = Captions.read(clip, [""])
+empty = told_captions(clip, [""])
 d = images.shape[1]
 
 
 def trained_here(prior, steps=2 if QUICK else 150):
     """A prior trained for a moment, in case that none comes with the package."""
     some, said = Shapes().draw(Rng(5), 100 if QUICK else 2000)
-    seen, read = clip.image_embedding(to_signed(some)), Captions.read(clip, said)
+    seen, read = clip.image_embedding(to_signed(some)), told_captions(clip, said)
     if isinstance(prior, AutoregressivePrior):
-        prior.codebook.fit(seen, read.z_t)
+        prior.codebook.fit(seen, read.vector)
     adam = Adam(prior.parameters())
     for step in range(steps):
         rows = Rng(6).at(step).permutation(len(some))[:64]
@@ -245,10 +245,10 @@ told = texts.taken(slice(0, 20 if QUICK else N))
 truth = images[: len(told)]
 drawn = prior.candidates(told, Rng(10), how, n=2, empty=empty)  # of two, for later
 mean = unit_rows(prior.denoiser(told, 1.0, empty)(Rng(11).normal((len(told), d)), prior.schedule.T).x0)
-for name, z in (("the text", told.z_t), ("one draw", drawn[0]), ("the mean of all answers", mean)):
+for name, z in (("the text", told.vector), ("one draw", drawn[0]), ("the mean of all answers", mean)):
     print(f"mean cosine with the true embedding: {cosine(z, truth).mean():.3f} for {name}")
 if not QUICK and "prior" in SHIPPED:
-    assert cosine(mean, truth).mean() > cosine(drawn[0], truth).mean() > cosine(told.z_t, truth).mean() + 0.05
+    assert cosine(mean, truth).mean() > cosine(drawn[0], truth).mean() > cosine(told.vector, truth).mean() + 0.05
 
 # %% [markdown]
 # Both beat the text's embedding by far. But should the mean not be what we want, if it comes nearer than a draw? Look
@@ -256,7 +256,7 @@ if not QUICK and "prior" in SHIPPED:
 # two cosines: the mean one with all the true pictures, and that with the nearest of them.
 
 # %%
-stars = Captions.read(clip, [text] * (20 if QUICK else 100))
+stars = told_captions(clip, [text] * (20 if QUICK else 100))
 denoise, guesses = prior.denoiser(stars, 1.0, empty), []
 
 
@@ -270,7 +270,7 @@ def watched(noised, t):
 *_, end = how.states(watched, Rng(12).normal((len(stars), d)), prior.schedule, Rng(13))
 rows = {
     "the mean of all pictures": unit_rows(known.mean(axis=0, keepdims=True)),
-    "the text's $z_t$": stars.z_t,
+    "the text's $z_t$": stars.vector,
     "$E[z_i | y]$": guesses[0][1],
     "drawn by the prior": unit_rows(end),
     "a true picture": z_i,
@@ -327,7 +327,7 @@ else:
 components = PrincipalComponents.of(known)
 explained = np.cumsum(components.variance) / components.variance.sum()
 K, bins = speller.config.components, speller.config.bins
-codes = speller.codebook.codes(truth, told.z_t)
+codes = speller.codebook.codes(truth, told.vector)
 kept = cosine(speller.codebook.embeddings(codes), truth)
 print(f"{K} components explain {explained[K - 1]:.2%} of the variance; with {bins} levels each, an embedding is a")
 print(f"word of {K} letters, such as {''.join(f'{c:X}' for c in codes[0, 1:].tolist())}; ", end="")
@@ -391,19 +391,19 @@ for t, z in zip(temperatures, curve, strict=True):
 some = told.taken(slice(0, 60))
 pool = prior.candidates(some, Rng(14), how, n=2 if QUICK else 8, empty=empty)
 counts = [c for c in (1, 2, 4, 8) if c <= len(pool)]
-chosen = {c: most_aligned(pool[:c], some.z_t) for c in counts}
-change = paired_change(cosine(drawn[0], truth), cosine(most_aligned(drawn, told.z_t), truth))
+chosen = {c: most_aligned(pool[:c], some.vector) for c in counts}
+change = paired_change(cosine(drawn[0], truth), cosine(most_aligned(drawn, told.vector), truth))
 print(f"the better of two is nearer to the true embedding by {change.value:+.4f} ± {change.error:.4f}, ", end="")
 print(f"p = {change.p:.1e} ({len(told)} captions)")
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5))
-first, second = cosine(drawn, told.z_t)
+first, second = cosine(drawn, told.vector)
 left.scatter(first, second, s=12, color=BLUE, alpha=0.6, lw=0)
 limits = [min(first.min(), second.min()) - 0.01, max(first.max(), second.max()) + 0.01]
 left.plot(limits, limits, color=GREY, lw=1)
 left.set(xlabel="first candidate's $z_i · z_t$", ylabel="second's", title="two draws for each caption", aspect="equal")
 for values, color, label in (
-    ([cosine(z, some.z_t).mean() for z in chosen.values()], RED, "with $z_t$, by which it is chosen"),
+    ([cosine(z, some.vector).mean() for z in chosen.values()], RED, "with $z_t$, by which it is chosen"),
     ([cosine(z, truth[: len(some)]).mean() for z in chosen.values()], BLUE, "with the true embedding"),
 ):
     right.plot(counts, np.array(values) - values[0], "o-", color=color, label=label)
@@ -446,7 +446,7 @@ def one_hot(scene, kind):
 pictured = for_readers(clip.image_embedding(to_signed(np.stack([draw(scene) for scene in world]))))
 readers = {kind: np.linalg.lstsq(pictured, [one_hot(scene, kind) for scene in world])[0] for kind in NAMES}
 asked, said = single.draw(Rng(17), 20 if QUICK else 200, "test")
-single_told, single_truth = Captions.read(clip, said), clip.image_embedding(to_signed(asked))
+single_told, single_truth = told_captions(clip, said), clip.image_embedding(to_signed(asked))
 
 
 def right_share(z):
@@ -465,8 +465,8 @@ for name, (model, way) in ways.items():
     pairs = drawn if model is prior else model.candidates(told, Rng(15), way, n=2, empty=empty)
     star = model.candidates(stars, Rng(19), way, empty=empty)[0]
     right = right_share(model.sample(single_told, Rng(20), way, empty=empty))
-    results[name] = [cosine(most_aligned(pairs, told.z_t), truth).mean(), right, spread(star[:, None])]
-results["the text's $z_t$"] = [cosine(told.z_t, truth).mean(), right_share(single_told.z_t), 0.0]
+    results[name] = [cosine(most_aligned(pairs, told.vector), truth).mean(), right, spread(star[:, None])]
+results["the text's $z_t$"] = [cosine(told.vector, truth).mean(), right_share(single_told.vector), 0.0]
 results["the true pictures"] = [1.0, right_share(single_truth), spread(z_i[:, None])]
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 2.9), sharey=True)

@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.nn import reference
 from tinydiff.backend import to_device, to_numpy
-from tinydiff.models import Captions
+from tinydiff.models import Condition
 from tinydiff.nn import TransformerConfig
 
 SIZES = {"transformer": TransformerConfig(8, 2, 2, 2, causal=True), "context": 6, "embedding": 5}
@@ -19,7 +19,7 @@ def captions(n, seed=0, dtype=np.float64, d=5):
     rng = np.random.default_rng(seed)
     mask = np.arange(4) < 1 + np.arange(n)[:, None] % 4
     states, z_t = rng.normal(size=(n, 4, 6)).astype(dtype), unit(rng.normal(size=(n, d))).astype(dtype)
-    return Captions(to_device(states), to_device(mask), to_device(z_t))
+    return Condition(to_device(states), to_device(mask), to_device(z_t))
 
 
 def embeddings(n, seed=1, dtype=np.float64, d=5):
@@ -29,7 +29,7 @@ def embeddings(n, seed=1, dtype=np.float64, d=5):
 
 def told(text):
     """Of each caption, what is there: the states of its own tokens alone, and z_t, as host arrays."""
-    states, mask, z_t = (to_numpy(a) for a in (text.states, text.mask, text.z_t))
+    states, mask, z_t = (to_numpy(a) for a in (text.states, text.mask, text.vector))
     return [(s[m], z) for s, m, z in zip(states, mask, z_t, strict=True)]
 
 

@@ -15,7 +15,7 @@ from tests.models.prior_common import SIZES, captions, embeddings, prefix, told,
 from tests.nn import reference
 from tests.nn.common import layer_gradcheck, randomised
 from tinydiff import Rng, backend
-from tinydiff.models import AutoregressivePrior, AutoregressivePriorConfig, Captions
+from tinydiff.models import AutoregressivePrior, AutoregressivePriorConfig, Condition
 from tinydiff.models.autoregressive_prior import Codebook, PrincipalComponents, categorical
 from tinydiff.nn import TransformerConfig
 from tinydiff.optim import Adam
@@ -124,7 +124,7 @@ def test_a_code_is_told_only_those_before_it(device):
 def test_the_loss_is_the_formula(device):
     """−log p of the codes after the first, from the logits, averaged over captions and codes."""
     model, z_i, text = made(np.float64, text_drop=0.0), embeddings(6), captions(6)
-    codes = backend.to_numpy(model.codebook.codes(backend.to_device(z_i), text.z_t))
+    codes = backend.to_numpy(model.codebook.codes(backend.to_device(z_i), text.vector))
     logits, total = slow_logits(model.state_dict(), codes[:, :3], text), 0.0
     for row, wanted in zip(logits.reshape(18, 4), codes[:, 1:].reshape(18), strict=True):
         total -= math.log(math.exp(row[wanted]) / sum(map(math.exp, row)))
@@ -135,7 +135,7 @@ def test_the_loss_is_the_formula(device):
 def test_some_captions_are_hidden():
     model, z_i, text, empty = made(text_drop=1.0), embeddings(6, dtype=np.float32), captions(6), captions(1, 9)
     codes, *told_ = model.draw(z_i, Rng(0), text, empty)
-    np.testing.assert_array_equal(codes, model.codebook.codes(z_i, text.z_t))  # the pair's own z_t decides c_0
+    np.testing.assert_array_equal(codes, model.codebook.codes(z_i, text.vector))  # the pair's own z_t decides c_0
     for got, expected in zip(told_, vars(empty.repeated(6)).values(), strict=True):
         np.testing.assert_array_equal(got, expected)
 
@@ -191,18 +191,18 @@ def test_sampling(device):
     assert_close((three * three).sum(axis=-1), np.ones((3, 3), np.float32), atol=1e-5)
     two = model.candidates(text, Rng(3), n=2, guidance=2.0, empty=empty)
     assert_close(two, backend.to_numpy(three[:2]))
-    best, aligned = model.sample(text, Rng(3), guidance=2.0, empty=empty), (two * text.z_t).sum(axis=-1)
-    assert_close((best * text.z_t).sum(axis=-1), backend.to_numpy(aligned).max(axis=0), atol=1e-6)
+    best, aligned = model.sample(text, Rng(3), guidance=2.0, empty=empty), (two * text.vector).sum(axis=-1)
+    assert_close((best * text.vector).sum(axis=-1), backend.to_numpy(aligned).max(axis=0), atol=1e-6)
 
 
 def test_it_learns_what_a_caption_leaves_open():
     """One caption with one image, and one that fits two: after training it draws both of these, and not their mean."""
     x, y, z = np.eye(4, dtype=np.float32)[:3]
-    two = Captions(Rng(0).normal((2, 1, 6)), np.ones((2, 1), bool), embeddings(2, dtype=np.float32, d=4))
+    two = Condition(Rng(0).normal((2, 1, 6)), np.ones((2, 1), bool), embeddings(2, dtype=np.float32, d=4))
     text, z_i = two.taken(np.array([0, 0, 1, 1] * 8)), np.stack([x, x, y, z] * 8)
-    empty, sizes = Captions(two.states[:1] * 0, two.mask[:1], two.z_t[:1]), SIZES | {"embedding": 4}
+    empty, sizes = Condition(two.states[:1] * 0, two.mask[:1], two.vector[:1]), SIZES | {"embedding": 4}
     model = AutoregressivePrior(AutoregressivePriorConfig(**sizes, text_drop=0.0, components=2, bins=8), Rng(1))
-    model.codebook.fit(z_i, text.z_t)
+    model.codebook.fit(z_i, text.vector)
     adam = Adam(model.parameters())
     for step in range(60):
         model.loss(z_i, Rng(2).at(step), text, empty).backward()

@@ -15,7 +15,7 @@ from tests.nn import reference
 from tests.nn.common import layer_gradcheck, randomised
 from tinydiff import Rng, Tensor, backend
 from tinydiff.diffusion import Sampling
-from tinydiff.models import CLIP, Captions, CLIPConfig, DiffusionPrior, DiffusionPriorConfig
+from tinydiff.models import CLIP, CLIPConfig, Condition, DiffusionPrior, DiffusionPriorConfig, told_captions
 from tinydiff.models.prior import DALLE_2_PRIOR, most_aligned
 from tinydiff.nn import TransformerConfig
 from tinydiff.optim import Adam
@@ -63,7 +63,7 @@ def test_the_loss_is_the_formula(monkeypatch, device):
     model, z_i, text, seen = made(text_drop=0.0), embeddings(8, dtype=np.float32), captions(8, dtype=np.float32), []
 
     def stub(self, noised, t, told):
-        seen.extend(backend.to_numpy(a) for a in (noised, t, told.states, told.mask, told.z_t))
+        seen.extend(backend.to_numpy(a) for a in (noised, t, told.states, told.mask, told.vector))
         return Tensor(noised * 0)
 
     monkeypatch.setattr(DiffusionPrior, "__call__", stub)
@@ -74,7 +74,7 @@ def test_the_loss_is_the_formula(monkeypatch, device):
     eps = backend.to_numpy(Rng(5).at(1).normal((8, 5)))
     assert_close(noised, (a**0.5 * 5**0.5 * z_i + (1 - a) ** 0.5 * eps).astype(np.float32), rtol=1e-5)
     assert ((1 <= t) & (t <= 50)).all() and len(set(t)) > 4
-    for got, given_ in zip(same, (text.states, text.mask, text.z_t), strict=True):
+    for got, given_ in zip(same, (text.states, text.mask, text.vector), strict=True):
         np.testing.assert_array_equal(got, backend.to_numpy(given_))
 
 
@@ -99,8 +99,11 @@ def test_guidance_is_the_formula(s, device):
 def test_some_captions_are_replaced_by_the_empty_one(share, device):
     n = 400
     text, empty = captions(n), captions(1, 9)
-    got = text.some_replaced(empty, share, Rng(2))
-    own, other, new = ([backend.to_numpy(a) for a in (c.states, c.mask, c.z_t)] for c in (text, empty.repeated(n), got))
+    drawn = made(text_drop=share).draw(backend.to_device(embeddings(n)), Rng(2), text, empty)
+    got = Condition(*drawn[3:])
+    own, other, new = (
+        [backend.to_numpy(a) for a in (c.states, c.mask, c.vector)] for c in (text, empty.repeated(n), got)
+    )
     dropped = (new[2] == other[2]).all(axis=1)
     assert abs(dropped.mean() - share) < 4 * (share * (1 - share) / n) ** 0.5 + 1e-9
     for before, replaced, after in zip(own, other, new, strict=True):
@@ -111,11 +114,11 @@ def test_some_captions_are_replaced_by_the_empty_one(share, device):
 def test_captions_are_what_clip_says(device):
     clip = CLIP(CLIPConfig(text=TransformerConfig(8, 1, 2, causal=True), image=TransformerConfig(8, 1, 2)), Rng(1))
     texts = ["a red star", ""]
-    read, (ids, mask) = Captions.read(clip, texts), clip.tokens(texts)
+    read, (ids, mask) = told_captions(clip, texts), clip.tokens(texts)
     assert_close(read.states, backend.to_numpy(clip.text_states(ids, mask).data))
-    assert_close(read.z_t, clip.text_embedding(texts), atol=1e-6)
+    assert_close(read.vector, clip.text_embedding(texts), atol=1e-6)
     np.testing.assert_array_equal(backend.to_numpy(read.mask), backend.to_numpy(mask))
-    assert len(read) == 2 and backend.device_of(read.states) == backend.device_of(read.z_t) == backend.device()
+    assert len(read) == 2 and backend.device_of(read.states) == backend.device_of(read.vector) == backend.device()
 
 
 # -------------------------------------------------------------------------------------------- candidates
@@ -143,8 +146,8 @@ def test_sampling(device):
     two = model.candidates(text, Rng(3), how, n=2, guidance=2.0, empty=empty)
     assert_close(two, backend.to_numpy(three[:2]))
     assert np.abs(backend.to_numpy(two[0] - two[1])).max() > 1e-3
-    best, aligned = model.sample(text, Rng(3), how, guidance=2.0, empty=empty), (two * text.z_t).sum(axis=-1)
-    assert_close((best * text.z_t).sum(axis=-1), backend.to_numpy(aligned).max(axis=0), atol=1e-6)
+    best, aligned = model.sample(text, Rng(3), how, guidance=2.0, empty=empty), (two * text.vector).sum(axis=-1)
+    assert_close((best * text.vector).sum(axis=-1), backend.to_numpy(aligned).max(axis=0), atol=1e-6)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "dpm"])
@@ -160,8 +163,8 @@ def test_every_sampler_draws_without_bounds(sampler):
 def test_it_learns_what_a_caption_leaves_open():
     """One caption with one image, and one that fits two: after training it draws both of these, and not their mean."""
     x, y, z = np.eye(4, dtype=np.float32)[:3]
-    two = Captions(Rng(0).normal((2, 1, 6)), np.ones((2, 1), bool), embeddings(2, dtype=np.float32, d=4))
-    empty = Captions(two.states[:1] * 0, two.mask[:1], two.z_t[:1])
+    two = Condition(Rng(0).normal((2, 1, 6)), np.ones((2, 1), bool), embeddings(2, dtype=np.float32, d=4))
+    empty = Condition(two.states[:1] * 0, two.mask[:1], two.vector[:1])
     rows, z_i = np.array([0, 0, 1, 1] * 8), np.stack([x, x, y, z] * 8)
     text, sizes = two.taken(rows), SIZES | {"transformer": TransformerConfig(16, 1, 2, 2, causal=True), "embedding": 4}
     model = DiffusionPrior(DiffusionPriorConfig(**sizes, T=20), Rng(1))
@@ -216,7 +219,9 @@ def test_bad_calls_are_refused():
         model.denoiser(text, math.inf, empty)
     with pytest.raises(ValueError, match="candidates must be at least 1, got 0"):
         model.sample(text, Rng(0), candidates=0, empty=empty)
-    with pytest.raises(ValueError, match="3 embeddings take one caption, or one each, got 2"):
+    with pytest.raises(ValueError, match="3 images are told one thing, or one each, got 2"):
         model.sample(text, Rng(0), empty=captions(2, dtype=np.float32))
     with pytest.raises(ValueError, match=r"steps must be in 1\.\.50"):
         model.sample(text, Rng(0), Sampling(steps=51), empty=empty)
+    with pytest.raises(ValueError, match="told the embeddings of captions, z_t"):
+        model.sample(dataclasses.replace(text, vector=None), Rng(0), Sampling(steps=2), empty=empty)

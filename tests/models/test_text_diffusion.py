@@ -43,6 +43,13 @@ def test_a_condition_is_repeated(device):
         told(2).repeated(3)
 
 
+def test_some_of_a_condition_is_taken(device):
+    all_of_it, rows = told(4), np.array([3, 0, 3])
+    for a, b in zip(all_of_it.arrays, all_of_it.taken(rows).arrays, strict=True):
+        np.testing.assert_array_equal(backend.to_numpy(b), backend.to_numpy(a)[rows])
+    assert texts(4).taken(slice(1, 3)).vector is None and len(texts(4).taken(slice(1, 3))) == 2
+
+
 def test_what_is_told_is_replaced_by_the_image(device):
     here, where = told(4), np.array([True, False, True, False])
     there = dataclasses.replace(told(1, seed=8), shown=None)

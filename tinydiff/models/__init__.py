@@ -15,7 +15,7 @@ from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from tinydiff.models.pixel_inpainting import PixelInpainting
-from tinydiff.models.prior import Captions, DiffusionPrior, DiffusionPriorConfig
+from tinydiff.models.prior import DiffusionPrior, DiffusionPriorConfig, told_captions
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
 from tinydiff.models.stable_diffusion import StableDiffusion
 from tinydiff.models.text_diffusion import Condition, TextDiffusion, TextDiffusionConfig, told_texts
@@ -33,7 +33,6 @@ __all__ = [
     "BinomialDiffusion",
     "BinomialDiffusionConfig",
     "CLIPConfig",
-    "Captions",
     "Classifier",
     "ClassifierConfig",
     "Condition",
@@ -67,5 +66,6 @@ __all__ = [
     "Upsampler",
     "UpsamplerConfig",
     "VAEConfig",
+    "told_captions",
     "told_texts",
 ]

@@ -14,7 +14,6 @@ from tinydiff.backend import Array, array_module, to_device
 from tinydiff.diffusion import classifier_free
 from tinydiff.files import PathLike
 from tinydiff.models.prior import (
-    Captions,
     Prefix,
     PriorConfig,
     check_guidance,
@@ -22,7 +21,9 @@ from tinydiff.models.prior import (
     most_aligned,
     several,
     unit_rows,
+    z_t_of,
 )
+from tinydiff.models.text_diffusion import Condition
 from tinydiff.models.trained import load_trained
 from tinydiff.nn import Embedding, Linear, Module, Parameter, Transformer
 from tinydiff.rng import Rng
@@ -153,14 +154,14 @@ class AutoregressivePrior(Module):
         """
         return load_trained(path, cls.kind, lambda fields: cls(AutoregressivePriorConfig.from_dict(fields), Rng(0)))
 
-    def __call__(self, codes: Array, captions: Captions) -> Tensor:
+    def __call__(self, codes: Array, captions: Condition) -> Tensor:
         """The logits (B, n, bins) of c_1, ..., c_n, told captions and c_0, ..., c_{n-1}, codes (B, n), n in 1..K."""
         n = codes.shape[1]
         tokens = ops.concat([self.prefix(captions), self.tokens(codes) + self.places[:n]], axis=1)
         states = self.transformer(tokens, mask_with(captions.mask, 1 + n))
         return self.out(states[:, -n:])
 
-    def loss(self, z_i: Array, rng: Rng, captions: Captions, empty: Captions) -> Tensor:
+    def loss(self, z_i: Array, rng: Rng, captions: Condition, empty: Condition) -> Tensor:
         """One draw of the training loss: −log p(c_k | y, c_0, ..., c_{k-1}) in nats, averaged over batch and k (E31).
 
         z_i: (B, d), float32 of length 1. rng: the stream of this step, for which captions are replaced by the empty one
@@ -168,25 +169,25 @@ class AutoregressivePrior(Module):
         """
         return self.loss_of(*self.draw(z_i, rng, captions, empty))
 
-    def draw(self, z_i: Array, rng: Rng, captions: Captions, empty: Captions) -> tuple[Array, ...]:
-        """The arguments of `loss_of`: the codes of each pair, and what is told of its caption: states, mask, z_t."""
+    def draw(self, z_i: Array, rng: Rng, captions: Condition, empty: Condition) -> tuple[Array | None, ...]:
+        """The arguments of `loss_of`: the codes of each pair, and what is told of its caption."""
         told = captions.some_replaced(empty, self.config.text_drop, rng)
-        return self.codebook.codes(z_i, captions.z_t), told.states, told.mask, told.z_t
+        return self.codebook.codes(z_i, z_t_of(captions)), *told.arrays
 
-    def loss_of(self, codes: Array, states: Array, mask: Array, z_t: Array) -> Tensor:
+    def loss_of(self, codes: Array, *captions: Array | None) -> Tensor:
         """The loss of what `draw` gave."""
-        logits = self(codes[:, :-1], Captions(states, mask, z_t))
+        logits = self(codes[:, :-1], Condition(*captions))
         return ops.cross_entropy(logits.reshape(-1, self.config.bins), codes[:, 1:].reshape(-1))
 
     def candidates(
         self,
-        captions: Captions,
+        captions: Condition,
         rng: Rng,
         temperature: float = 1.0,
         *,
         n: int = 1,
         guidance: float = 1.0,
-        empty: Captions,
+        empty: Condition,
     ) -> Array:
         """Draw n embeddings z_i for each of B captions, code by code: (n, B, d), float32 of length 1.
 
@@ -215,20 +216,20 @@ class AutoregressivePrior(Module):
 
     def sample(
         self,
-        captions: Captions,
+        captions: Condition,
         rng: Rng,
         temperature: float = 1.0,
         *,
         guidance: float = 1.0,
         candidates: int = 2,
-        empty: Captions,
+        empty: Condition,
     ) -> Array:
         """Draw z_i for B captions: of several candidates, the one nearest to z_t (E32). (B, d), float32 of length 1.
 
         Takes and raises what `candidates` does.
         """
         drawn = self.candidates(captions, rng, temperature, n=candidates, guidance=guidance, empty=empty)
-        return most_aligned(drawn, captions.z_t)
+        return most_aligned(drawn, z_t_of(captions))
 
 
 def categorical(logits: Array, rng: Rng) -> Array:

@@ -97,5 +97,4 @@ class Decoder(TextDiffusion):
         told = super().hide_some(told, empty, rng)
         if told.vector is None:
             raise ValueError("a decoder learns from image embeddings, but was told none")
-        dropped = rng.at(3).uniform((len(told),)) < self.config.image_drop
-        return told.replaced(dropped, Condition(vector=0 * told.vector[:1]))
+        return told.some_replaced(Condition(vector=0 * told.vector[:1]), self.config.image_drop, rng.at(3))

@@ -22,6 +22,7 @@ from tinydiff.diffusion.samplers import Denoise
 from tinydiff.files import PathLike
 from tinydiff.models.clip import CLIP
 from tinydiff.models.pixel_diffusion import SCHEDULES, schedule_for
+from tinydiff.models.text_diffusion import Condition
 from tinydiff.models.trained import load_trained
 from tinydiff.nn import Linear, Module, Parameter, TimeEmbedding, Transformer, TransformerConfig
 from tinydiff.rng import Rng
@@ -33,49 +34,22 @@ PRIOR_SAMPLING = Sampling("ddpm", 64)
 """How the paper draws an embedding: Algorithm 2, in 64 steps (Ramesh et al. 2022, App. C)."""
 
 
-@dataclass(frozen=True)
-class Captions:
-    """What CLIP makes of B captions: the states of their tokens, which of them are there, and their embeddings.
+def told_captions(clip: CLIP, texts: Sequence[str]) -> Condition:
+    """What a prior is told of captions: the states of their tokens, which are there, and as vector their z_t.
 
-    states: (B, M, context), float32. mask: (B, M), bool, False for padding. z_t: (B, embedding), float32 of length 1.
+    z_t: (B, embedding), float32 of length 1. Raises as `CLIP.tokens`.
     """
+    ids, mask = clip.tokens(texts)
+    with no_grad():
+        states = clip.text_states(ids, mask)
+        return Condition(states.data, mask, clip.embed_states(states, mask).data)
 
-    states: Array
-    mask: Array
-    z_t: Array
 
-    @classmethod
-    def read(cls, clip: CLIP, texts: Sequence[str]) -> Self:
-        """What this CLIP makes of some texts, on its device. Raises as `CLIP.tokens`."""
-        ids, mask = clip.tokens(texts)
-        with no_grad():
-            states = clip.text_states(ids, mask)
-            return cls(states.data, mask, clip.embed_states(states, mask).data)
-
-    def __len__(self) -> int:
-        return len(self.z_t)
-
-    def taken(self, rows: Array | slice) -> Self:
-        """Some of the captions, by their numbers, each as often as it is named."""
-        return type(self)(self.states[rows], self.mask[rows], self.z_t[rows])
-
-    def repeated(self, n: int) -> Self:
-        """One caption, n times. Raises ValueError for more captions than one, unless there are n already."""
-        if len(self) == n:
-            return self
-        if len(self) != 1:
-            raise ValueError(f"{n} embeddings take one caption, or one each, got {len(self)}")
-        return self.taken(array_module(self.z_t).zeros(n, int))
-
-    def some_replaced(self, by: Self, share: float, rng: Rng) -> Self:
-        """A random share of the captions replaced by another one, so that guidance has something to move away from."""
-        dropped = rng.uniform((len(self),)) < share
-
-        def chosen(other: Array, own: Array) -> Array:
-            return array_module(own).where(dropped.reshape(-1, *[1] * (own.ndim - 1)), other, own)
-
-        arrays = zip((by.states, by.mask, by.z_t), (self.states, self.mask, self.z_t), strict=True)
-        return type(self)(*(chosen(other, own) for other, own in arrays))
+def z_t_of(captions: Condition) -> Array:
+    """CLIP's embeddings of captions, (B, embedding). Raises ValueError if they are not told."""
+    if captions.vector is None:
+        raise ValueError("a prior is told the embeddings of captions, z_t, as told_captions gives them")
+    return captions.vector
 
 
 @dataclass(frozen=True)
@@ -119,9 +93,10 @@ class Prefix(Module):
         self.states = Linear(config.context, config.transformer.width, rng)
         self.z_t = Linear(config.embedding, config.transformer.width, rng)
 
-    def __call__(self, captions: Captions) -> Tensor:
-        z_t = self.z_t(Tensor(captions.z_t * math.sqrt(captions.z_t.shape[-1])))
-        return ops.concat([self.states(Tensor(captions.states)), as_tokens(z_t)], axis=1)
+    def __call__(self, captions: Condition) -> Tensor:
+        z_t = z_t_of(captions)
+        told = self.z_t(Tensor(z_t * math.sqrt(z_t.shape[-1])))
+        return ops.concat([self.states(Tensor(captions.states)), as_tokens(told)], axis=1)
 
 
 def as_tokens(x: Tensor) -> Tensor:
@@ -185,7 +160,7 @@ class DiffusionPrior(Module):
         """
         return load_trained(path, cls.kind, lambda fields: cls(DiffusionPriorConfig.from_dict(fields), Rng(0)))
 
-    def __call__(self, noised: Array, t: Array, captions: Captions) -> Tensor:
+    def __call__(self, noised: Array, t: Array, captions: Condition) -> Tensor:
         """The guess of √d z_i, (B, d), for noised embeddings (B, d) at the times t (B,) and B captions."""
         B, width = len(noised), self.config.transformer.width
         own = [as_tokens(self.time(beside(t, noised))), as_tokens(self.into(Tensor(noised)))]
@@ -193,7 +168,7 @@ class DiffusionPrior(Module):
         tokens = ops.concat([self.prefix(captions), *own, query], axis=1)
         return self.out(self.transformer(tokens, mask_with(captions.mask, 4))[:, -1])
 
-    def loss(self, z_i: Array, rng: Rng, captions: Captions, empty: Captions) -> Tensor:
+    def loss(self, z_i: Array, rng: Rng, captions: Condition, empty: Condition) -> Tensor:
         """One draw of the training loss (E30; Ramesh et al. 2022, eq. 2).
 
             L = ‖ f_θ(z_i^(t), t, y) − z_i ‖²,   z_i^(t) = √ᾱ_t z_i + √(1 − ᾱ_t) ε,   both z_i times √d
@@ -203,19 +178,19 @@ class DiffusionPrior(Module):
         """
         return self.loss_of(*self.draw(z_i, rng, captions, empty))
 
-    def draw(self, z_i: Array, rng: Rng, captions: Captions, empty: Captions) -> tuple[Array, ...]:
-        """All that `loss` draws, the arguments of `loss_of`: z_i^(t), t, √d z_i; the captions' states, mask and z_t."""
+    def draw(self, z_i: Array, rng: Rng, captions: Condition, empty: Condition) -> tuple[Array | None, ...]:
+        """All that `loss` draws, the arguments of `loss_of`: z_i^(t), t, √d z_i, what is told of the captions."""
         x_0 = z_i * math.sqrt(self.config.embedding)
         t = draw_t(rng.at(0), len(x_0), self.schedule.T, stratified=True)
         noised = q_sample(x_0, t, rng.at(1).normal_like(x_0), self.schedule)
         told = captions.some_replaced(empty, self.config.text_drop, rng.at(2))
-        return noised, beside(t, x_0), x_0, told.states, told.mask, told.z_t
+        return noised, beside(t, x_0), x_0, *told.arrays
 
-    def loss_of(self, noised: Array, t: Array, wanted: Array, states: Array, mask: Array, z_t: Array) -> Tensor:
+    def loss_of(self, noised: Array, t: Array, wanted: Array, *captions: Array | None) -> Tensor:
         """The loss of what `draw` gave."""
-        return squared_error(self(noised, t, Captions(states, mask, z_t)), wanted)
+        return squared_error(self(noised, t, Condition(*captions)), wanted)
 
-    def denoiser(self, captions: Captions, guidance: float, empty: Captions) -> Denoise:
+    def denoiser(self, captions: Condition, guidance: float, empty: Condition) -> Denoise:
         """The network as the samplers take it: denoise(z_i^(t), t) -> Prediction, guided as E35 says.
 
         captions, empty: one for each embedding of the batch. guidance: s; 1 is none. Raises ValueError for guidance
@@ -229,13 +204,13 @@ class DiffusionPrior(Module):
 
     def candidates(
         self,
-        captions: Captions,
+        captions: Condition,
         rng: Rng,
         how: Sampling = PRIOR_SAMPLING,
         *,
         n: int = 1,
         guidance: float = 1.0,
-        empty: Captions,
+        empty: Condition,
     ) -> Array:
         """Draw n embeddings z_i for each of B captions: (n, B, d), float32 of length 1.
 
@@ -253,20 +228,20 @@ class DiffusionPrior(Module):
 
     def sample(
         self,
-        captions: Captions,
+        captions: Condition,
         rng: Rng,
         how: Sampling = PRIOR_SAMPLING,
         *,
         guidance: float = 1.0,
         candidates: int = 2,
-        empty: Captions,
+        empty: Condition,
     ) -> Array:
         """Draw z_i for B captions: of several candidates, the one nearest to z_t (E32). (B, d), float32 of length 1.
 
         Takes and raises what `candidates` does.
         """
         drawn = self.candidates(captions, rng, how, n=candidates, guidance=guidance, empty=empty)
-        return most_aligned(drawn, captions.z_t)
+        return most_aligned(drawn, z_t_of(captions))
 
 
 def check_guidance(guidance: float) -> None:

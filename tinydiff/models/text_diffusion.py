@@ -24,11 +24,11 @@ from tinydiff.rng import Rng
 
 @dataclass(frozen=True)
 class Condition:
-    """What a U-Net is told of B images; None for what it is not told.
+    """What a network is told of B images; None for what it is not told.
 
     states: of the tokens of each text, τ_θ(y), (B, M, context), float32. mask: which of them are there, (B, M), bool,
-    False for padding. vector: (B, vector), float32, told beside the time. shown: a second image, (B, H, W, extra),
-    float32.
+    False for padding. vector: (B, vector), float32, told a U-Net beside the time, such as the z_i of a decoder; and a
+    prior as the captions' z_t. shown: a second image, (B, H, W, extra), float32.
     """
 
     states: Array | None = None
@@ -47,6 +47,10 @@ class Condition:
             if array is not None:
                 return len(array)
         raise ValueError("this condition tells nothing, and so not of how many images")
+
+    def taken(self, rows: Array | slice) -> Condition:
+        """What is told of some of the images, by their numbers, each as often as it is named."""
+        return Condition(*(None if array is None else array[rows] for array in self.arrays))
 
     def repeated(self, n: int) -> Condition:
         """What is told of one image, told of n. Raises ValueError for more than one, unless there are n already."""
@@ -75,6 +79,10 @@ class Condition:
             return array_module(mine).where(chosen, others, mine)
 
         return Condition(*map(each, self.arrays, other.arrays))
+
+    def some_replaced(self, other: Condition, share: float, rng: Rng) -> Condition:
+        """The same, but for a random share of the images what the other tells, so that guidance can move away (E35)."""
+        return self.replaced(rng.uniform((len(self),)) < share, other)
 
 
 class TextEncoder(Protocol):
@@ -198,8 +206,7 @@ class TextDiffusion(Module):
 
     def hide_some(self, told: Condition, empty: Condition, rng: Rng) -> Condition:
         """Replace a share of the texts by the empty one, so that the model learns to do without (E35)."""
-        dropped = rng.at(2).uniform((len(told),)) < self.config.text_drop
-        return told.replaced(dropped, empty)
+        return told.some_replaced(empty, self.config.text_drop, rng.at(2))
 
     def loss_of(self, x_t: Array, t: Array, wanted: Array, *told: Array | None) -> Tensor:
         """The loss of what `draw` gave."""
