@@ -50,6 +50,12 @@ class UpsamplerConfig(TextDiffusionConfig):
         if not 0 <= self.S <= self.T:
             raise ValueError(f"the largest level of noise must be in 0..T = 0..{self.T}, got {self.S}")
 
+    @property
+    def small_size(self) -> tuple[int, int]:
+        """Height and width of the small images."""
+        height, width = self.size
+        return height // self.factor, width // self.factor
+
 
 class Upsampler(TextDiffusion):
     """ε_θ(x_t, t, low_s, s): diffusion on large images, shown a small one, which was made noisy on purpose.
@@ -98,14 +104,18 @@ class Upsampler(TextDiffusion):
         the default, hides the flaws of an image that a model drew. told: the texts, if unet.context. Raises ValueError
         for another level, images of another size, and as `sample` does.
         """
-        expected = (*(pixels // self.config.factor for pixels in self.config.size), self.config.unet.channels)
+        expected = (*self.config.small_size, self.config.unet.channels)
         if low.ndim != 4 or low.shape[1:] != expected:
             raise ValueError(f"this upsampler takes images (n, {', '.join(map(str, expected))}), got {low.shape}")
+        low, level = to_device(low), self.level_of(level)
+        return self.sample(self.shown(low, level, rng.at(2), told.repeated(len(low))), rng, how)
+
+    def level_of(self, level: int | None) -> int:
+        """The level of noise that was asked for, or the usual one, S/6. Raises ValueError if it is not in 0..S."""
         level = self.config.S // 6 if level is None else level
         if not 0 <= level <= self.config.S:
             raise ValueError(f"the level of noise must be in 0..{self.config.S}, got {level}")
-        low = to_device(low)
-        return self.sample(self.shown(low, level, rng.at(2), told.repeated(len(low))), rng, how)
+        return level
 
 
 def smaller(x: Array, factor: int) -> Array:
