@@ -8,12 +8,14 @@ import pytest
 
 from tests import double_graph, strict_double
 from tests.helpers import assert_close
+from tests.models.common import stirred, texts
 from tinydiff import Rng, Tensor, backend, ops, train
 from tinydiff.autograd import no_grad
 from tinydiff.backend import captured, to_device
 from tinydiff.diffusion import Sampling
-from tinydiff.models import PixelDiffusion, PixelDiffusionConfig
+from tinydiff.models import PixelDiffusion, PixelDiffusionConfig, TextDiffusion, TextDiffusionConfig
 from tinydiff.models import pixel_diffusion as pixel_diffusion_file
+from tinydiff.models import text_diffusion as text_diffusion_file
 from tinydiff.nn import Embedding, Linear, Module, TimeEmbedding, UNetConfig
 from tinydiff.optim import AdamW
 from tinydiff.train import Training, TrainSettings
@@ -538,3 +540,17 @@ def test_samples_are_the_same_captured_or_not(recipe, how, device, monkeypatch):
     for actual, again, wanted in zip(states, kept, expected, strict=True):
         assert_close(actual, wanted, atol=1e-3)
         assert_close(again, actual)
+
+
+def test_guidance_by_one_pass_is_the_same_captured_or_not(device, monkeypatch):
+    unet = UNetConfig(2, 8, (1,), 1, (0,), heads=2, groups=4, context=6)
+    model = stirred(TextDiffusion(TextDiffusionConfig(unet, (4, 4), T=20), Rng(0)))
+
+    def drawn():
+        states = model.sample(texts(3), Rng(3), Sampling(steps=5), guidance=3.0, negative=texts(1, 7))
+        return [backend.to_numpy(x).copy() for x in states]
+
+    replayed = drawn()
+    monkeypatch.setattr(text_diffusion_file, "captured", lambda function: function)
+    for actual, expected in zip(replayed, drawn(), strict=True):
+        assert_close(actual, expected, atol=1e-4)

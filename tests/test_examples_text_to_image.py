@@ -216,7 +216,7 @@ def test_training_stopped_and_resumed(run, train, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--vae", "clip"], "expected 'vae', got 'clip'"),
-        (["--pictures", 0], "gives at least 2 images, got 0"),
+        (["--pictures", 0], "at least 1, got 0"),
         (["--pictures", 3, "--batch-size", 4], "batch size must be 1..3"),
         (["--data", "nowhere"], "nowhere is not a folder"),
     ],

@@ -58,6 +58,14 @@ def test_classifier_free_calls_only_what_counts():
         assert "".join(name for name, _ in calls) == called and {t for _, t in calls} == {9}
 
 
+def test_both_outputs_at_once_where_both_count():
+    """In place of one after the other, and only then."""
+    c, u, both = (lambda x, t: 3 * x), (lambda x, t: x), (lambda x, t: (3.5 * x, 1.5 * x))
+    x = np.ones((2, 2))
+    for scale, expected in [(1, 3.0), (0, 1.0), (2.0, 5.5)]:
+        np.testing.assert_allclose(classifier_free(c, u, scale, both=both)(x, 9), expected)
+
+
 def test_a_learned_variance_is_the_conditional_one():
     c, u = np.random.default_rng(0).normal(size=(2, 3, 4, 6))
     network = classifier_free(lambda x, t: Tensor(c), lambda x, t: Tensor(u), 3.0, learned_variance=True)

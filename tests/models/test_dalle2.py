@@ -74,6 +74,17 @@ def test_no_embedding_is_an_embedding_of_zero():
     assert not different(model(x, t, none), model(x, t, zero)).any()
 
 
+def test_guidance_away_from_no_embedding_takes_one_pass():
+    model, x, what = made(), Rng(4).normal((2, 4, 4, 2)), told(2)
+    zero = dataclasses.replace(texts(2, 7), vector=np.zeros((2, 5), np.float32))
+    none, zero = (model.denoiser(what, 2.0, negative)(x, 20).x0 for negative in (texts(2, 7), zero))
+    np.testing.assert_array_equal(none, zero)
+    model.unet = Stub()
+    model.denoiser(what, 2.0, texts(2, 7))(x, 20)
+    [(_, _, _, _, _, vector)] = model.unet.asked
+    assert_close(vector, np.concatenate([5**0.5 * what.vector, np.zeros((2, 5), np.float32)]), rtol=1e-6)
+
+
 def test_without_a_mask_all_tokens_are_there():
     model, x, t = made(), Rng(4).normal((2, 4, 4, 2)), np.array([3, 30])
     what = told(2)

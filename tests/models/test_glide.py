@@ -56,16 +56,16 @@ def test_what_the_network_sees_in_training():
 
 
 def test_what_the_network_sees_in_sampling():
-    """What is not known is hidden from it at every step; with guidance both times."""
+    """What is not known is hidden from it at every step; with guidance, from both outputs."""
     model = inpainting()
     model.unet = Stub()
     known = np.where(MASK[..., None], pictures(), np.nan)
     list(model.inpaint(known, MASK, texts(1), Rng(0), Sampling(steps=3), guidance=2.0, negative=texts(1, 5)))
-    assert len(model.unet.asked) == 6
+    assert len(model.unet.asked) == 3
     for _, _, context, _, extra, _ in model.unet.asked:
-        assert context.shape == (2, 3, 6)
-        np.testing.assert_array_equal(extra[..., :2], np.where(MASK[..., None], known, 0))
-        np.testing.assert_array_equal(extra[..., 2], np.broadcast_to(MASK, (2, 4, 8)))
+        assert context.shape == (4, 3, 6)
+        np.testing.assert_array_equal(extra[..., :2], np.concatenate([np.where(MASK[..., None], known, 0)] * 2))
+        np.testing.assert_array_equal(extra[..., 2], np.broadcast_to(MASK, (4, 4, 8)))
     model.unet.asked.clear()
     list(model.sample(texts(2), Rng(0), Sampling(steps=2)))
     assert all(not asked[4].any() and asked[4].shape == (2, 4, 8, 3) for asked in model.unet.asked)

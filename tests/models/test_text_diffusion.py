@@ -10,6 +10,7 @@ from tests.models.common import Stub, different, stirred, texts
 from tinydiff import Rng, backend
 from tinydiff.diffusion import Sampling, dynamic_threshold, last
 from tinydiff.models import CLIP, CLIPConfig, Condition, TextDiffusion, TextDiffusionConfig, told_texts
+from tinydiff.models.text_diffusion import AT_ONCE
 from tinydiff.nn import TransformerConfig, UNetConfig
 from tinydiff.train import Training, TrainSettings, train
 
@@ -59,6 +60,14 @@ def test_what_is_told_is_replaced_by_the_image(device):
         np.testing.assert_array_equal(a[~where], mine[~where])
         kept = mine if others is None else np.concatenate([backend.to_numpy(others)] * 4)
         np.testing.assert_array_equal(a[where], kept[where])
+
+
+def test_a_condition_is_joined_with_one_that_tells_the_like(device):
+    here, there = told(4), told(4, seed=8)
+    assert here.tells_like(there) and not here.tells_like(told(3)) and not here.tells_like(texts(4))
+    for one, other, found in zip(here.arrays, there.arrays, here.joined(there).arrays, strict=True):
+        np.testing.assert_array_equal(backend.to_numpy(found), np.concatenate([*map(backend.to_numpy, (one, other))]))
+    assert texts(2).joined(texts(2)).arrays[2:] == (None, None)
 
 
 def test_bad_conditions_are_refused():
@@ -165,6 +174,25 @@ def test_guidance_is_the_formula(s, device):
     x = backend.to_numpy(x)
     assert_close(got.x0, (a**0.5 * x - (1 - a) ** 0.5 * guided).astype(np.float32), rtol=1e-4, atol=1e-5)
     assert_close(got.eps, ((1 - a) ** 0.5 * x + a**0.5 * guided).astype(np.float32), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "M", "passes"), [(3, 3, 1), (AT_ONCE, 3, 1), (AT_ONCE + 1, 3, 2), (3, 2, 2)])
+def test_guidance_takes_one_pass_of_a_doubled_batch_or_two(n, M, passes, device):
+    """Of few images that are told equally many tokens; each half is told its own, and the formula holds both ways."""
+    model, x, text, away = made(TOLD_MORE), Rng(4).normal((n, 4, 4, 2)), told(n), told(n, seed=7)
+    away = dataclasses.replace(away, states=away.states[:, :M], mask=away.mask[:, :M])
+    each = np.full(n, 20)
+    v, u = (backend.to_numpy(model(x, each, what).data) for what in (text, away))
+    got, a = model.denoiser(text, 3.0, away, clip=False)(x, 20).x0, model.schedule.alpha_bar[20].item()
+    wanted = a**0.5 * backend.to_numpy(x) - (1 - a) ** 0.5 * (3 * v - 2 * u)
+    assert_close(got, wanted.astype(np.float32), rtol=1e-4, atol=1e-5)
+    model.unet = Stub()
+    model.denoiser(text, 3.0, away)(x, 20)
+    for part, of in enumerate(("states", "mask", "shown", "vector"), 2):
+        asked = np.concatenate([seen[part] for seen in model.unet.asked]) if M == 3 else model.unet.asked[0][part]
+        expected = [backend.to_numpy(getattr(what, of)) for what in ((text, away) if M == 3 else (text,))]
+        np.testing.assert_array_equal(asked, np.concatenate(expected))
+    assert len(model.unet.asked) == passes and all(len(seen[0]) == 2 * n // passes for seen in model.unet.asked)
 
 
 @pytest.mark.parametrize("clip", [True, 80.0])

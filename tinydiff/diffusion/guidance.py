@@ -41,21 +41,24 @@ def classifier_free(
     unconditional: Callable[[Any, Any], Any],
     scale: float,
     learned_variance: bool = False,
+    both: Callable[[Any, Any], tuple[Any, Any]] | None = None,
 ) -> Callable[[Any, Any], Any]:
     """Make a model(x_t, t) whose output is `guided`: a network that guides itself.
 
     conditional, unconditional: the network as functions (x_t, t) -> output, with the condition and without it.
     At scale 1 and 0 only the one that counts is called. learned_variance: whether the second half of the output's last
-    axis is a variance (E13), which is taken from the conditional output and not exaggerated with the rest.
+    axis is a variance (E13), which is taken from the conditional output and not exaggerated with the rest. both:
+    (x_t, t) -> the two outputs, in place of one after the other, for a network that makes them faster at once.
     (E35; Ho & Salimans 2022)
     """
+    both = both or (lambda x_t, t: (conditional(x_t, t), unconditional(x_t, t)))
 
     def model(x_t: Any, t: Any) -> Any:
         if scale == 1:
             return conditional(x_t, t)
         if scale == 0:
             return unconditional(x_t, t)
-        c, u = conditional(x_t, t), unconditional(x_t, t)
+        c, u = both(x_t, t)
         if not learned_variance:
             return guided(c, u, scale)
         half = c.shape[-1] // 2

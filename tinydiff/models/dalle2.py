@@ -7,6 +7,7 @@ caption ── CLIP's text tower ─┴─ states ── context ── U-Net �
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -68,15 +69,23 @@ class Decoder(TextDiffusion):
 
         Raises ValueError without texts, and for image embeddings of another shape.
         """
+        told = self.completed(told)
         z_i = self._scaled(told.vector, x_t)
         context, mask = self._with_image_tokens(told, z_i)
         return self.unet(Tensor(x_t), beside(t, x_t), context=context, mask=mask, vector=z_i)
 
-    def _scaled(self, z_i: Array | None, x_t: Array) -> Tensor:
-        """√d z_i, (B, d), for z_i of length 1, or zeros."""
+    def completed(self, told: Condition) -> Condition:
+        """What is told, with z_i = 0 where none is (E33). Raises ValueError without texts."""
+        if told.states is None:
+            raise ValueError("a decoder is told a text, if only the empty one")
+        if told.vector is not None:
+            return told
+        shape = len(told.states), self.config.unet.vector
+        return dataclasses.replace(told, vector=array_module(told.states).zeros(shape, told.states.dtype))
+
+    def _scaled(self, z_i: Array, x_t: Array) -> Tensor:
+        """√d z_i, (B, d), for z_i of length 1."""
         shape = len(x_t), self.config.unet.vector or 0
-        if z_i is None:
-            return Tensor(array_module(x_t).zeros(shape, x_t.dtype))
         if z_i.shape != shape:
             raise ValueError(f"a decoder is told image embeddings {shape}, got {z_i.shape}")
         return Tensor(math.sqrt(shape[1]) * z_i)
@@ -84,8 +93,7 @@ class Decoder(TextDiffusion):
     def _with_image_tokens(self, told: Condition, z_i: Tensor) -> tuple[Tensor, Array | None]:
         """The states of the texts, then the tokens of the images, (B, M + tokens, context), and which are there."""
         states = self.read(told)
-        if states is None:
-            raise ValueError("a decoder is told a text, if only the empty one")
+        assert states is not None
         B, n, module = len(z_i), self.config.tokens, array_module(told.states)
         context = ops.concat([states, self.image_tokens(z_i).reshape(B, n, -1)], axis=1)
         if told.mask is None:

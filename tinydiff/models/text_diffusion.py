@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -20,6 +20,9 @@ from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, USUAL_SAMPLING, 
 from tinydiff.models.trained import load_trained
 from tinydiff.nn import Module, Transformer, TransformerConfig, UNet, UNetConfig
 from tinydiff.rng import Rng
+
+AT_ONCE = 32
+"""So many images are guided by one pass of a doubled batch; of more, it takes more memory and no less time."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,16 @@ class Condition:
             return array_module(array).repeat(array, n, axis=0)
 
         return Condition(*map(each, self.arrays))
+
+    def tells_like(self, other: Condition) -> bool:
+        """Whether both tell the same things, of as many images, and by as many tokens."""
+        mine, others = ([None if a is None else a.shape for a in told.arrays] for told in (self, other))
+        return mine == others
+
+    def joined(self, other: Condition) -> Condition:
+        """What is told of these images, followed by what the other, which `tells_like` this, tells of its own."""
+        pairs = zip(self.arrays, other.arrays, strict=True)
+        return Condition(*(None if a is None else array_module(a).concatenate([a, b]) for a, b in pairs))
 
     def replaced(self, where: Array, other: Condition) -> Condition:
         """The same, but for the images of `where`, (B,) bool, what the other tells; what that does not tell stays.
@@ -228,11 +241,35 @@ class TextDiffusion(Module):
         if guidance != 1 and negative is None:
             raise ValueError(f"guidance {guidance} needs something to move away from, such as the empty text")
         self.eval()
-        away = told if negative is None else negative
-        model = classifier_free(lambda x_t, t: self(x_t, t, told), lambda x_t, t: self(x_t, t, away), guidance)
+        told, away = self.completed(told), self.completed(told if negative is None else negative)
+        at_once = guidance != 1 and told.tells_like(away) and len(told) <= AT_ONCE
+        model = classifier_free(
+            lambda x_t, t: self(x_t, t, told),
+            lambda x_t, t: self(x_t, t, away),
+            guidance,
+            both=self.both(told, away) if at_once else None,
+        )
         network = captured(lambda x_t, t: model(x_t, t).data)
         clip = clip if self.bounded else False
         return denoiser(lambda x_t, t: network(x_t, beside(t, x_t)), self.schedule, self.config.target, clip)
+
+    def completed(self, told: Condition) -> Condition:
+        """What is told, with zeros for what this model may go without; here there is nothing that it may."""
+        return told
+
+    def both(self, told: Condition, away: Condition) -> Callable[[Array, Array], tuple[Tensor, Tensor]]:
+        """Make (x_t, t) -> ε_θ(x_t, t, told), ε_θ(x_t, t, away), by one pass of a doubled batch.
+
+        For eight images or fewer a processor takes a sixth to a third less time than for two passes.
+        """
+        both = told.joined(away)
+
+        def outputs(x_t: Array, t: Array) -> tuple[Tensor, Tensor]:
+            n, twice = len(x_t), array_module(x_t).concatenate
+            output = self(twice([x_t, x_t]), twice([t, t]), both)
+            return output[:n], output[n:]
+
+        return outputs
 
     def noise(self, n: int, rng: Rng) -> Array:
         """x_T for n images: draws from N(0, I), (n, H, W, C) float32."""
