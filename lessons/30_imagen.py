@@ -51,7 +51,7 @@ def show(name, rows, titles, inch=0.02):
     axis.set(xticks=[])
     axis.tick_params(length=0, labelsize=8)
     axis.set_frame_on(False)
-    figure.savefig(OUT / name, dpi=130)
+    figure.savefig(OUT / name, dpi=60 if QUICK else 130)
     plt.close(figure)
 
 
@@ -136,7 +136,7 @@ for (name, pictures), low, color in zip(made.items(), (clean, flawed), (BLUE, RE
 axis.set(xlabel="level of the noise, s", ylabel="PSNR in dB", xticks=places, xticklabels=levels)
 axis.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1))
 bare(axis)
-figure.savefig(OUT / "30_levels.png", dpi=130)
+figure.savefig(OUT / "30_levels.png", dpi=60 if QUICK else 130)
 plt.close(figure)
 
 shown_levels = levels if QUICK else (0, S // 6, S)
@@ -184,7 +184,7 @@ for axis, values, title in zip(axes, (shares, contrast), ("shows what the text s
 axes[1].axhline(clean.std(), color="black", ls=":", lw=1, label="real pictures")
 axes[1].legend(frameon=False, fontsize=8)
 bare(*axes)
-figure.savefig(OUT / "30_thresholds.png", dpi=130)
+figure.savefig(OUT / "30_thresholds.png", dpi=60 if QUICK else 130)
 plt.close(figure)
 show("30_guided.png", rows, titles, 0.03)
 for name in ways:
@@ -251,7 +251,7 @@ for axis, (name, one) in zip(axes, {"CLIP's text tower": clip, "trained on texts
     others = [cosines[i, j] for i in range(10) for j in range(i) if not (i % 2 and j == i - 1 and i < 8)]
     print(f"{name}: cosine {np.mean(synonyms):.2f} for two names of one shape, {np.mean(others):.2f} for two shapes")
 figure.colorbar(picture, ax=axes, label="cosine", shrink=0.8)
-figure.savefig(OUT / "30_words.png", dpi=130)
+figure.savefig(OUT / "30_words.png", dpi=60 if QUICK else 130)
 plt.close(figure)
 
 # %% [markdown]

@@ -25,8 +25,8 @@ PERCENTILE = 97.0
 
 IMAGEN_SAMPLING = Sampling(clip=PERCENTILE)
 
-IMAGEN_GUIDANCE = 5.0
-"""s of E35, unless told otherwise: what dynamic thresholds are for."""
+IMAGEN_GUIDANCE = 3.0
+"""s of E35, unless told otherwise."""
 
 
 class Imagen:
