@@ -3,30 +3,34 @@
     python examples/evaluate_text_to_image.py                              the shipped model, 500 prompts of each kind
     python examples/evaluate_text_to_image.py --guidance 1,1.5,2,3,5,8     how strongly to guide: guidance.png
     python examples/evaluate_text_to_image.py --run RUN                    a model of train_text_to_image.py
+    python examples/evaluate_text_to_image.py --model dalle2               DALL-E 2; --no-prior: without its prior
 
 The prompts are captions of scenes that the training never saw, each naming all there is: one thing; two things; and
 one or two things of which one has a shape and a colour that never went together in training, such as a red triangle.
-The package's scene reader looks at each picture, and a prompt counts as drawn if all that it names is there: number,
-shapes, colours, sizes, places or relation, and background.
+The package's scene reader looks at each picture, made smaller if need be, and a prompt counts as drawn if all that it
+names is there: number, shapes, colours, sizes, places or relation, and background. Other prompts, which leave much
+open, are drawn eight times each, to see how much the pictures of one prompt differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from tinydiff import cli, image
+from tinydiff import cli, image, metrics
 from tinydiff.data.captioned import Shapes
 from tinydiff.data.shape_captions import parse
-from tinydiff.diffusion import Sampling
+from tinydiff.diffusion import Sampling, last
 from tinydiff.files import atomic_file
-from tinydiff.models import SceneReader, StableDiffusion
-from tinydiff.models.stable_diffusion import USUAL_GUIDANCE
+from tinydiff.models import DallE2, SceneReader, StableDiffusion, dalle2, stable_diffusion
+from tinydiff.models.cascade import smaller
 from tinydiff.rng import Rng
 
-PROMPTS, NOISE = range(2)
+PROMPTS, NOISE, OPEN = range(3)
 """The names of the program's random streams."""
 
 KINDS = {
@@ -39,8 +43,49 @@ KINDS = {
 
 ATTRIBUTES = ("number", "shape", "colour", "size", "place", "relation", "background")
 
+OPEN_PROMPTS = Shapes(number=1)
+"""Where prompts that leave much open come from."""
+
+COPIES = 8
+"""How often each of those is drawn."""
+
 Reports = list[dict[str, bool]]
 """For each picture, whether each attribute that its prompt names is right."""
+
+Draw = Callable[[list[str], Rng, Sampling, float], np.ndarray]
+"""draw(prompts, rng, how, guidance): a picture of each, (n, H, W, 3), float32 in [-1, 1], on the host."""
+
+
+def load_stable_diffusion(options: argparse.Namespace) -> Draw:
+    """A text, latents, a picture (E28)."""
+    model = StableDiffusion.of_run(options.run, options.unet)
+    return lambda prompts, rng, how, guidance: model.decode(last(model.text_to_image(prompts, rng, how, guidance)))
+
+
+def load_dalle2(options: argparse.Namespace) -> Draw:
+    """A text, an embedding of an image, a picture (E29); or without the prior, as the flags say."""
+    prior = None if options.no_prior else options.prior
+    model = DallE2.load(prior=prior, decoder=options.decoder, upsampler=options.upsampler)
+
+    def draw(prompts: list[str], rng: Rng, how: Sampling, guidance: float) -> np.ndarray:
+        if options.no_prior == "caption":
+            return model.pictures(last(model.draw(None, prompts, rng, how, guidance)))
+        return model.pictures(last(model.text_to_image(prompts, rng, how, guidance)))
+
+    return draw
+
+
+class System(NamedTuple):
+    """How the flags become something that draws, and the guidance that is usual with it."""
+
+    load: Callable[[argparse.Namespace], Draw]
+    guidance: float
+
+
+SYSTEMS = {
+    "stable-diffusion": System(load_stable_diffusion, stable_diffusion.USUAL_GUIDANCE),
+    "dalle2": System(load_dalle2, dalle2.USUAL_GUIDANCE),
+}
 
 
 def parse_flags() -> argparse.Namespace:
@@ -48,15 +93,19 @@ def parse_flags() -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("--n", type=int, default=500, metavar="N", help="prompts of each kind (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="of DDIM (default: %(default)s)")
-    parser.add_argument(
-        "--guidance",
-        type=cli.numbers,
-        default=(USUAL_GUIDANCE,),
-        metavar="S,S,...",
-        help=f"1 is none (E35; default: {USUAL_GUIDANCE})",
-    )
-    parser.add_argument("--run", type=pathlib.Path, metavar="RUN", help="of train_text_to_image.py (default: shipped)")
-    parser.add_argument("--unet", type=pathlib.Path, metavar="RUN", help="of train_latent_diffusion.py")
+    usual = ", ".join(f"{system.guidance:g} for {name}" for name, system in SYSTEMS.items())
+    guidance = f"1 is none (E35; default: {usual})"
+    parser.add_argument("--guidance", type=cli.numbers, metavar="S,S,...", help=guidance)
+    repeated = f"prompts that are drawn {COPIES} times each, 2 or more (default: %(default)s)"
+    parser.add_argument("--repeated", type=int, default=20, metavar="N", help=repeated)
+    which = parser.add_argument_group("which model")
+    which.add_argument("--model", choices=SYSTEMS, default="stable-diffusion", help="default: %(default)s")
+    which.add_argument("--run", type=pathlib.Path, metavar="RUN", help="of train_text_to_image.py (default: shipped)")
+    which.add_argument("--unet", type=pathlib.Path, metavar="RUN", help="of train_latent_diffusion.py")
+    for part in ("prior", "decoder", "upsampler"):
+        which.add_argument(f"--{part}", default=part, metavar="RUN", help=f"of train_{part}.py (default: shipped)")
+    without = "dalle2: told the text's embedding instead, or no embedding and the caption alone"
+    which.add_argument("--no-prior", nargs="?", choices=("text", "caption"), const="text", help=without)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     cli.add_device(parser)
     out = pathlib.Path("runs/text_to_image_scores")
@@ -70,33 +119,53 @@ def main() -> None:
     if options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
     cli.check_writable(options.out / "guidance.png")
-    rng, how = Rng(options.seed), Sampling(steps=options.steps)
+    if options.repeated < 2:
+        raise ValueError(f"--repeated must be at least 2, got {options.repeated}")
+    rng, how, system = Rng(options.seed), Sampling(steps=options.steps), SYSTEMS[options.model]
+    sweep = options.guidance or (system.guidance,)
     with cli.on_device(options.device):
-        model, reader = StableDiffusion.of_run(options.run, options.unet), SceneReader.load("scene_reader")
+        draw, reader = system.load(options), SceneReader.load("scene_reader")
         shares: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for guidance in options.guidance:
+        for guidance in sweep:
             print(f"\nguidance {guidance:g}; share of pictures in which it is right:\n")
             print(f"| | everything | {' | '.join(ATTRIBUTES)} |\n|---|{'---|' * (1 + len(ATTRIBUTES))}")
             for i, (kind, (source, split)) in enumerate(KINDS.items()):
                 prompts = source.draw(rng.at(PROMPTS, i), options.n, split)[1]
-                pictures = drawn(model, prompts, rng.at(NOISE, i), how, guidance, kind)
-                reports = [parse(p).report(scene) for p, scene in zip(prompts, reader.read(pictures), strict=True)]
+                pictures = drawn(draw, prompts, rng.at(NOISE, i), how, guidance, kind)
+                read = reader.read(as_read(reader, pictures))
+                reports = [parse(p).report(scene) for p, scene in zip(prompts, read, strict=True)]
                 right = np.array([all(report.values()) for report in reports])
                 shares[kind].append(float(right.mean()))
                 print(f"| {kind} | {right.mean():.1%} | {' | '.join(of_each(reports))} |")
                 save_sheet(options.out / f"{kind.replace(', ', '_').replace(' ', '_')}.png", pictures, prompts, right)
-    if len(options.guidance) > 1:
-        save_sweep(options.out / "guidance.png", options.guidance, shares)
+            prompts = OPEN_PROMPTS.draw(rng.at(OPEN), options.repeated, "test")[1]
+            copies = [prompt for prompt in prompts for _ in range(COPIES)]
+            report_diversity(reader, drawn(draw, copies, rng.at(OPEN, 0), how, guidance, "open prompts"))
+    if len(sweep) > 1:
+        save_sweep(options.out / "guidance.png", sweep, shares)
     print(f"\npictures of each kind are in {options.out}")
 
 
 def drawn(
-    model: StableDiffusion, prompts: list[str], rng: Rng, how: Sampling, guidance: float, kind: str, batch: int = 100
+    draw: Draw, prompts: list[str], rng: Rng, how: Sampling, guidance: float, kind: str, batch: int = 100
 ) -> np.ndarray:
     """A picture of each prompt, (N, H, W, 3), float32 in [-1, 1]."""
     starts = cli.progress(range(0, len(prompts), batch), kind, -(-len(prompts) // batch))
-    ends = [[*model.text_to_image(prompts[i : i + batch], rng.at(i), how, guidance)][-1] for i in starts]
-    return np.concatenate([model.decode(z) for z in ends])
+    return np.concatenate([draw(prompts[i : i + batch], rng.at(i), how, guidance) for i in starts])
+
+
+def as_read(reader: SceneReader, pictures: np.ndarray) -> np.ndarray:
+    """Pictures at the size that the reader reads."""
+    return smaller(pictures, pictures.shape[1] // reader.config.size)
+
+
+def report_diversity(reader: SceneReader, pictures: np.ndarray) -> None:
+    """Print how far apart the pictures of one prompt are, COPIES of each in turn: in pixels, and as the reader sees."""
+    small = as_read(reader, pictures)
+    print(f"\nhow much {COPIES} pictures of one prompt differ, {len(pictures) // COPIES} prompts:")
+    for name, x in (("pixels", small), ("the reader's features", reader.features(small))):
+        value, error = metrics.diversity(x.reshape(-1, COPIES, x[0].size))
+        print(f"  {name:22} {value:.4f} ± {error:.4f}")
 
 
 def of_each(reports: Reports) -> list[str]:

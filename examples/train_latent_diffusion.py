@@ -14,41 +14,47 @@ checkpoint.npz.
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from tinydiff import backend, checkpoint, cli, image, program
-from tinydiff.backend import Array
 from tinydiff.data import captioned
-from tinydiff.data.loader import Batches
 from tinydiff.diffusion import Sampling, last
-from tinydiff.models import CLIP, VAE, Condition, LatentDiffusion, LatentDiffusionConfig, StableDiffusion
+from tinydiff.models import CLIP, VAE, LatentDiffusion, LatentDiffusionConfig, StableDiffusion
 from tinydiff.nn import UNetConfig
 from tinydiff.program import Run, fit
 from tinydiff.rng import Rng
 from tinydiff.train import TrainSettings
-from tinydiff.workers import DrawnLoss, Share
 
 WEIGHTS, DATA, ORDER, NOISE, PICTURES = range(5)
 """The names of the run's random streams."""
 
+FOLDER = "runs/latent_diffusion"
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a run computes, and the defaults of the command line."""
+    """Everything that decides what a run computes, and the defaults of the command line.
+
+    width: of the U-Net. text_layers: blocks of a transformer before it. Raises ValueError for numbers below 1.
+    """
 
     data: str = "shapes"
     pictures: int = 40_000
     vae: str = "vae"
     clip: str = "clip"
-    base: int = 56
+    width: int = 56
     text_layers: int = 2
     steps: int = 5000
     batch_size: int = 128
     lr: float = 2e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        program.at_least_1(self, "pictures", "width")
 
     def settings(self) -> TrainSettings:
         """How to train."""
@@ -58,16 +64,15 @@ class Recipe:
 def parse() -> argparse.Namespace:
     """The command line. Flags that a Recipe has are None unless given."""
     parser, usual = cli.parser(__doc__), Recipe()
-    what = parser.add_argument_group("what to train")
-    what.add_argument("--data", help="shapes, digits, fashion, or a folder of captioned images (default: shapes)")
-    what.add_argument("--pictures", type=int, metavar="N", help=f"how many to learn from (default: {usual.pictures:,})")
-    what.add_argument("--vae", metavar="RUN", help="the autoencoder (default: the shipped one)")
-    what.add_argument("--clip", metavar="RUN", help="the text encoder (default: the shipped one)")
-    what.add_argument("--base", type=int, metavar="N", help=f"width of the U-Net (default: {usual.base})")
-    layers = f"of a transformer between CLIP and the U-Net (default: {usual.text_layers}; Stable Diffusion has none)"
-    what.add_argument("--text-layers", type=int, metavar="N", help=layers)
+    add = functools.partial(program.add_flag, parser.add_argument_group("what to train"), usual)
+    add("--data", "shapes, digits, fashion, or a folder of captioned images")
+    add("--pictures", "how many to learn from")
+    add("--vae", "the autoencoder: the shipped one, or a run of train_vae.py", metavar="RUN")
+    add("--clip", "the text encoder: the shipped one, or a run of train_clip.py", metavar="RUN")
+    add("--width", "of the U-Net")
+    add("--text-layers", "of a transformer between CLIP and the U-Net; Stable Diffusion has none")
     program.add_training_flags(parser, usual, "images")
-    program.add_run_flags(parser, "runs/latent_diffusion", "steps between sample grids (default: ten a run)")
+    program.add_run_flags(parser, FOLDER, "steps between sample grids (default: ten a run)")
     return parser.parse_args()
 
 
@@ -75,7 +80,7 @@ def main() -> None:
     """Train, or go on with a run."""
     options = parse()
     with cli.on_device(options.device):
-        train(program.start_or_resume(options, Recipe(), "runs/latent_diffusion", LatentDiffusion.kind))
+        train(program.start_or_resume(options, Recipe(), FOLDER, LatentDiffusion.kind))
 
 
 def train(run: Run[Recipe]) -> None:
@@ -85,7 +90,7 @@ def train(run: Run[Recipe]) -> None:
     source = captioned.source_to_draw(recipe.data)
     images, captions = source.draw(rng.at(DATA), recipe.pictures)
     height, width = (pixels // vae.factor for pixels in images.shape[1:3])
-    unet = UNetConfig(vae.config.latent, recipe.base, (1, 2), 1, (0, 1), heads=4, context=clip.config.text.width)
+    unet = UNetConfig(vae.config.latent, recipe.width, (1, 2), 1, (0, 1), heads=4, context=clip.config.text.width)
     config = LatentDiffusionConfig(
         unet,
         (height, width),
@@ -95,19 +100,24 @@ def train(run: Run[Recipe]) -> None:
     )
     model = LatentDiffusion(config, rng.at(WEIGHTS))
     whole = StableDiffusion(vae, clip, model)
-    loss_at = loss_of(whole, encoded(vae, images), captions, recipe.batch_size, rng.at(ORDER))
+    z, told = encoded(vae, images), program.encoded_texts(clip, captions)
+    loss_at = program.told_loss(model, z, told, whole.text(""), recipe.batch_size, rng.at(ORDER))
     _, prompts = source.draw(rng.at(PICTURES), 24, "test")
 
-    def sheet(step: int, steps: int = 10, name: str | None = None) -> None:
+    def sheet(name: str, steps: int) -> None:
         z_0 = last(whole.text_to_image(prompts, rng.at(PICTURES), Sampling("dpm", steps)))
-        image.save_png(folder / (name or f"samples_{step:06d}.png"), image.grid(whole.decode(z_0), 8), scale=2)
+        image.save_png(folder / name, image.grid(whole.decode(z_0), 8), scale=2)
+
+    def preview(step: int) -> None:
+        sheet(f"samples_{step:06d}.png", 10)
 
     what = f"{len(images):,} pictures"
-    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=sheet)
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=preview)
     with training.ema.applied():
-        sheet(training.step, 25, "samples.png")
+        sheet("samples.png", 25)
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     print(f"The prompts in {folder / 'prompts.txt'}, drawn: {folder / 'samples.png'}")
+    print(f"Put the model into a small file:\n  {program.export_command(folder, 'latent_diffusion.npz')}")
     script = pathlib.Path(__file__).with_name("text_to_image.py")
     print(f"Draw more:\n  {cli.command(script, prompts[0], '--unet', folder)}")
 
@@ -117,18 +127,6 @@ def encoded(vae: VAE, images: np.ndarray, batch: int = 100) -> np.ndarray:
     starts = cli.progress(range(0, len(images), batch), "pictures to latents", -(-len(images) // batch))
     signed = (backend.to_device(image.to_signed(images[i : i + batch])) for i in starts)
     return np.concatenate([backend.to_numpy(vae.encode(x)) for x in signed])
-
-
-def loss_of(whole: StableDiffusion, z: np.ndarray, captions: list[str], batch_size: int, order: Rng) -> DrawnLoss:
-    """The loss of a share of a step's batch; what CLIP says of each caption is computed before the training."""
-    texts = program.encoded_texts(whole.clip, captions)
-    batches, empty = Batches(z, *texts, batch_size=batch_size, rng=order), whole.text("")
-
-    def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array | None, ...]:
-        z_0, states, mask = (backend.to_device(share.of(a)) for a in batches.at(step - 1))
-        return whole.unet.draw(z_0, rng, Condition(states.astype(np.float32), mask), empty)
-
-    return DrawnLoss(draw_at, whole.unet.loss_of)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import pathlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from tinydiff import backend, checkpoint, cli, image, program
-from tinydiff.backend import Array
 from tinydiff.data import captioned
 from tinydiff.data.captioned import Captioned
-from tinydiff.data.loader import Batches
 from tinydiff.metrics import Change, paired_change
 from tinydiff.models import (
     CLIP,
@@ -40,18 +39,18 @@ from tinydiff.models import (
     told_captions,
 )
 from tinydiff.models.autoregressive_prior import PrincipalComponents
-from tinydiff.models.prior import most_aligned, unit_rows
+from tinydiff.models.prior import most_aligned, unit_rows, z_t_of
 from tinydiff.nn import TransformerConfig
 from tinydiff.program import Run, fit
 from tinydiff.rng import Rng
 from tinydiff.train import TrainSettings
-from tinydiff.workers import DrawnLoss, Share
 
 WEIGHTS, DATA, ORDER, NOISE, TEST = range(5)
 """The names of the run's random streams."""
 
 FOLDER = "runs/prior"
 KINDS = {"diffusion": DiffusionPrior.kind, "autoregressive": AutoregressivePrior.kind}
+NAMES = {"diffusion": "prior.npz", "autoregressive": "autoregressive_prior.npz"}
 Prior = DiffusionPrior | AutoregressivePrior
 
 SHOWN, DRAWS = 8, 7
@@ -60,7 +59,11 @@ SHOWN, DRAWS = 8, 7
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a run computes, and the defaults of the command line."""
+    """Everything that decides what a run computes, and the defaults of the command line.
+
+    held_out: how many pairs the figures at the end are of. width, layers: of the transformer. explained, bins: see the
+    command line. Raises ValueError for numbers below 1.
+    """
 
     kind: str = "diffusion"
     data: str = "shapes"
@@ -76,6 +79,9 @@ class Recipe:
     lr: float = 2e-3
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        program.at_least_1(self, "pictures", "held_out", "width", "layers")
+
     def settings(self) -> TrainSettings:
         """How to train."""
         return TrainSettings(self.steps, self.lr, warmup=100, betas=(0.9, 0.99), ema_decay=0.998)
@@ -85,17 +91,18 @@ def parse() -> argparse.Namespace:
     """The command line. Flags that a Recipe has are None unless given."""
     parser, usual = cli.parser(__doc__), Recipe()
     what = parser.add_argument_group("what to train")
-    what.add_argument("--kind", choices=KINDS, help=f"of the prior, E30 or E31 (default: {usual.kind})")
-    what.add_argument("--data", help="shapes, digits, fashion, or a folder of captioned images (default: shapes)")
-    what.add_argument("--pictures", type=int, metavar="N", help=f"how many to learn from (default: {usual.pictures:,})")
-    what.add_argument("--held-out", type=int, metavar="N", help=f"how many to test with (default: {usual.held_out:,})")
-    what.add_argument("--clip", metavar="RUN", help="whose embeddings they are (default: the shipped CLIP)")
-    what.add_argument("--width", type=int, metavar="N", help=f"of the transformer's tokens (default: {usual.width})")
-    what.add_argument("--layers", type=int, metavar="N", help=f"of the transformer (default: {usual.layers})")
     codes = parser.add_argument_group("codes of the autoregressive prior (E31)")
-    share = f"of the variance, by as many principal components as it takes (default: {usual.explained})"
-    codes.add_argument("--explained", type=float, metavar="SHARE", help=share)
-    codes.add_argument("--bins", type=int, metavar="N", help=f"codes for each component (default: {usual.bins})")
+    what.add_argument("--kind", choices=KINDS, help=f"of the prior, E30 or E31 (default: {usual.kind})")
+    add = functools.partial(program.add_flag, what, usual)
+    add("--data", "shapes, digits, fashion, or a folder of captioned images")
+    add("--pictures", "how many to learn from")
+    add("--held-out", "how many to test with")
+    add("--clip", "whose embeddings they are: the shipped one, or a run of train_clip.py", metavar="RUN")
+    add("--width", "of the transformer's tokens")
+    add("--layers", "of the transformer")
+    share = "of the variance, by as many principal components as it takes"
+    program.add_flag(codes, usual, "--explained", share, metavar="SHARE")
+    program.add_flag(codes, usual, "--bins", "codes for each component")
     program.add_training_flags(parser, usual, "embeddings")
     program.add_run_flags(parser, FOLDER, "steps between sample grids (default: ten a run)")
     return parser.parse_args()
@@ -120,21 +127,28 @@ def train(run: Run[Recipe]) -> None:
     held_out = Pairs.of(clip, source, rng.at(TEST), recipe.held_out, "test")
     empty = told_captions(clip, [""])
     model = prior_of(recipe, clip, seen, rng.at(WEIGHTS))
-    loss_at = loss_of(model, seen, empty, recipe.batch_size, rng.at(ORDER))
+    loss_at = program.told_loss(model, seen.z_i, seen.told, empty, recipe.batch_size, rng.at(ORDER))
 
-    def sheet(step: int, name: str | None = None) -> None:
+    def sheet(name: str) -> None:
         found = nearest_pictures(model, held_out, seen, empty, rng.at(TEST))
-        image.save_png(folder / (name or f"samples_{step:06d}.png"), image.grid(found, 1 + DRAWS), scale=2)
+        image.save_png(folder / name, image.grid(found, 1 + DRAWS), scale=2)
+
+    def preview(step: int) -> None:
+        sheet(f"samples_{step:06d}.png")
 
     (folder / "captions.txt").write_text("\n".join(held_out.texts[:SHOWN]) + "\n", encoding="utf-8")
     what = f"{len(seen.images):,} pictures, {recipe.kind}"
-    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="embeddings", preview=sheet)
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="embeddings", preview=preview)
     with training.ema.applied():
-        sheet(training.step, "samples.png")
+        sheet("samples.png")
         report(model, held_out, seen, empty, rng.at(TEST))
     print(f"Pictures near what it draws for the captions in {folder / 'captions.txt'}: {folder / 'samples.png'}")
     other = next(kind for kind in KINDS if kind != recipe.kind)
-    print(f"Train the other prior:\n  {cli.command(__file__, '--kind', other)}")
+    told_by = () if recipe.clip == Recipe.clip else ("--clip", recipe.clip)
+    print(f"Train the other prior:\n  {cli.command(__file__, '--kind', other, *told_by)}")
+    print(f"Put the model into a small file:\n  {program.export_command(folder, NAMES[recipe.kind])}")
+    decoder = pathlib.Path(__file__).with_name("train_decoder.py")
+    print(f"Train what draws pictures of its embeddings:\n  {cli.command(decoder, *told_by)}")
 
 
 # ------------------------------------------------------------------------------------------ embeddings
@@ -142,40 +156,22 @@ def train(run: Run[Recipe]) -> None:
 
 @dataclass(frozen=True)
 class Pairs:
-    """N pictures, uint8 (N, H, W, 3), what they are called, and what CLIP makes of both, on the host.
+    """N pictures, uint8 (N, H, W, 3), what they are called, and what CLIP makes of both.
 
-    z_i, z_t: (N, d). states: (N, M, width), in half precision, of which there are many; mask: which are there, (N, M).
+    z_i: (N, d), on the host. told: of the captions, `program.stored`, told.vector their embeddings z_t.
     """
 
     images: np.ndarray
     texts: list[str]
     z_i: np.ndarray
-    states: np.ndarray
-    mask: np.ndarray
-    z_t: np.ndarray
+    told: Condition
 
     @classmethod
-    def of(cls, clip: CLIP, source: Captioned, rng: Rng, n: int, split: str, batch: int = 500) -> Pairs:
+    def of(cls, clip: CLIP, source: Captioned, rng: Rng, n: int, split: str) -> Pairs:
         """Draw n pairs, and read them."""
         images, texts = source.draw(rng, n, split)
-        starts = cli.progress(range(0, n, batch), f"{split} pairs to embeddings", -(-n // batch))
-        parts = [cls._read(clip, images[i : i + batch], texts[i : i + batch]) for i in starts]
-        return cls(images, texts, *(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-    @staticmethod
-    def _read(clip: CLIP, images: np.ndarray, texts: list[str]) -> tuple[np.ndarray, ...]:
-        z_i, told = clip.image_embedding(image.to_signed(images)), told_captions(clip, texts)
-        states, mask, z_t = (backend.to_numpy(a) for a in (told.states, told.mask, told.vector))
-        return z_i, states.astype(np.float16), mask, z_t
-
-    def told(self, rows: np.ndarray | slice) -> Condition:
-        """What a prior is told of some of the captions."""
-        return on_device(self.states[rows], self.mask[rows], self.z_t[rows])
-
-
-def on_device(states: np.ndarray, mask: np.ndarray, z_t: np.ndarray) -> Condition:
-    """What is told of captions, on the device in use, in single precision."""
-    return Condition(*(backend.to_device(a) for a in (states.astype(np.float32), mask, z_t)))
+        told = program.encoded_texts(clip, texts, told_captions)
+        return cls(images, texts, program.encoded_images(clip, images), told)
 
 
 # -------------------------------------------------------------------------------------------- training
@@ -183,27 +179,18 @@ def on_device(states: np.ndarray, mask: np.ndarray, z_t: np.ndarray) -> Conditio
 
 def prior_of(recipe: Recipe, clip: CLIP, seen: Pairs, rng: Rng) -> Prior:
     """The untrained prior of a recipe; the codes of an autoregressive one are fitted to the embeddings seen."""
-    sizes = TransformerConfig(recipe.width, recipe.layers, causal=True)
+    sizes, known = TransformerConfig(recipe.width, recipe.layers, causal=True), checkpoint.fingerprint(clip)
     context, embedding = clip.config.text.width, clip.config.embedding
     if recipe.kind == "diffusion":
-        return DiffusionPrior(DiffusionPriorConfig(sizes, context, embedding), rng)
+        return DiffusionPrior(DiffusionPriorConfig(sizes, context, embedding, text_encoder=known), rng)
     components = PrincipalComponents.of(seen.z_i).needed(recipe.explained)
-    config = AutoregressivePriorConfig(sizes, context, embedding, components=components, bins=recipe.bins)
+    config = AutoregressivePriorConfig(
+        sizes, context, embedding, text_encoder=known, components=components, bins=recipe.bins
+    )
     prior = AutoregressivePrior(config, rng)
-    prior.codebook.fit(seen.z_i, seen.z_t)
+    prior.codebook.fit(seen.z_i, z_t_of(seen.told))
     print(f"{components} of {embedding} principal components explain {recipe.explained:.2%} of the variance")
     return prior
-
-
-def loss_of(model: Prior, seen: Pairs, empty: Condition, batch_size: int, order: Rng) -> DrawnLoss:
-    """The loss of a share of a step's batch."""
-    batches = Batches(seen.z_i, seen.states, seen.mask, seen.z_t, batch_size=batch_size, rng=order)
-
-    def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array | None, ...]:
-        z_i, *told = (share.of(a) for a in batches.at(step - 1))
-        return model.draw(backend.to_device(z_i), rng, on_device(*told), empty)
-
-    return DrawnLoss(draw_at, model.loss_of)
 
 
 # ------------------------------------------------------------------------------------------- measuring
@@ -212,7 +199,7 @@ def loss_of(model: Prior, seen: Pairs, empty: Condition, batch_size: int, order:
 def nearest_pictures(model: Prior, held_out: Pairs, seen: Pairs, empty: Condition, rng: Rng) -> np.ndarray:
     """A row for each of the first captions: its own picture, then the one nearest to each embedding drawn for it."""
     n = min(SHOWN, len(held_out.texts))
-    told = held_out.told(np.repeat(np.arange(n), DRAWS))
+    told = program.ready(held_out.told.taken(np.repeat(np.arange(n), DRAWS)))
     z_i = backend.to_numpy(model.candidates(told, rng, empty=empty)[0])
     found = seen.images[(z_i @ seen.z_i.T).argmax(axis=1)].reshape(n, DRAWS, *seen.images.shape[1:])
     rows = np.concatenate([held_out.images[:n, None], found], axis=1)
@@ -221,7 +208,7 @@ def nearest_pictures(model: Prior, held_out: Pairs, seen: Pairs, empty: Conditio
 
 def report(model: Prior, held_out: Pairs, seen: Pairs, empty: Condition, rng: Rng) -> None:
     """Print the mean cosines with the held-out pictures' embeddings, and what a second candidate is worth."""
-    z_t, mean = held_out.z_t, unit_rows(seen.z_i.mean(axis=0, keepdims=True))
+    z_t, mean = z_t_of(held_out.told), unit_rows(seen.z_i.mean(axis=0, keepdims=True))
     both = drawn(model, held_out, empty, rng, n=2)
     one, two = both[0], most_aligned(both, z_t)
     true = functools.partial(cosines, held_out.z_i)
@@ -245,7 +232,7 @@ def drawn(model: Prior, held_out: Pairs, empty: Condition, rng: Rng, n: int, bat
     """Embeddings for the N held-out captions, (n, N, d), on the host."""
     N = len(held_out.texts)
     starts = cli.progress(range(0, N, batch), "embeddings for held-out captions", -(-N // batch))
-    told = ((i, held_out.told(slice(i, i + batch))) for i in starts)
+    told = ((i, program.ready(held_out.told.taken(slice(i, i + batch)))) for i in starts)
     parts = (model.candidates(some, rng.at(i), n=n, empty=empty) for i, some in told)
     return np.concatenate([backend.to_numpy(part) for part in parts], axis=1)
 

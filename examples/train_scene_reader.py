@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,7 +93,7 @@ def train(run: Run[Recipe]) -> None:
     with training.ema.applied():
         test(model, recipe.tested, rng.at(TEST, 1), folder)
     print(f"Put it into a small file, which SceneReader.load takes as it does {folder}:")
-    print(f"  python -m tinydiff export {shlex.quote(str(folder))} scene_reader.npz")
+    print(f"  {program.export_command(folder, 'scene_reader.npz')}")
 
 
 def test(model: SceneReader, n: int, rng: Rng, folder: pathlib.Path) -> None:

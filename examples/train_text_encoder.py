@@ -16,12 +16,11 @@ thing that was hidden?
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
-import shlex
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -50,7 +49,7 @@ class Recipe:
 
     captions: how many to learn from. tested: how many held-out ones the figures at the end are of. vocabulary: of the
     tokenizer. length: tokens of a caption that are read. width, layers: of the transformer. hidden: see
-    TextEncoderConfig.
+    TextEncoderConfig. Raises ValueError for numbers below 1.
     """
 
     data: str = "shapes"
@@ -66,6 +65,9 @@ class Recipe:
     lr: float = 1e-3
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        program.at_least_1(self, "captions", "tested", "width", "layers")
+
     def model(self, captions: list[str]) -> TextEncoderConfig:
         """The model for captions like these."""
         merges = Tokenizer.train(map(clean, captions), self.vocabulary).merges
@@ -78,21 +80,17 @@ class Recipe:
 
 def parse() -> argparse.Namespace:
     """The command line. Flags that a Recipe has are None unless given."""
-    parser = cli.parser(__doc__)
-
-    def add(flag: str, text: str, **how: Any) -> None:
-        what.add_argument(f"--{flag}", help=f"{text} (default: {getattr(Recipe, flag)})", **how)
-
-    what = parser.add_argument_group("what to train")
-    add("data", "shapes, digits, fashion, or a folder of images with a captions file")
-    add("captions", "how many to learn from", type=int, metavar="N")
-    add("tested", "held-out captions to measure on at the end", type=int, metavar="N")
-    add("vocabulary", "tokens that the tokenizer may learn, 259 at least", type=int, metavar="N")
-    add("length", "tokens of a caption that are read, start and end among them", type=int, metavar="N")
-    add("width", "of the transformer's tokens, a multiple of 4", type=int, metavar="N")
-    add("layers", "of the transformer", type=int, metavar="N")
-    add("hidden", "share of a caption's tokens that must be guessed", type=float, metavar="SHARE")
-    program.add_training_flags(parser, Recipe(), "captions")
+    parser, usual = cli.parser(__doc__), Recipe()
+    add = functools.partial(program.add_flag, parser.add_argument_group("what to train"), usual)
+    add("--data", "shapes, digits, fashion, or a folder of images with a captions file")
+    add("--captions", "how many to learn from")
+    add("--tested", "held-out captions to measure on at the end")
+    add("--vocabulary", "tokens that the tokenizer may learn, 259 at least")
+    add("--length", "tokens of a caption that are read, start and end among them")
+    add("--width", "of the transformer's tokens, a multiple of 4")
+    add("--layers", "of the transformer")
+    add("--hidden", "share of a caption's tokens that must be guessed", metavar="SHARE")
+    program.add_training_flags(parser, usual, "captions")
     program.add_run_flags(parser, FOLDER)
     return parser.parse_args()
 
@@ -108,8 +106,6 @@ def main() -> None:
 def train(run: Run[Recipe]) -> None:
     """Train by the recipe of this run, from the start or from what was saved, and measure what it learned."""
     recipe, rng = run.recipe, Rng(run.recipe.seed)
-    if recipe.tested < 1:
-        raise ValueError(f"--tested must be at least 1, got {recipe.tested}")
     source = captioned.source_to_draw(recipe.data)
     captions = source.draw(rng.at(DATA), recipe.captions)[1]
     held_out = source.draw(rng.at(TEST), recipe.tested, "test")[1]
@@ -120,7 +116,7 @@ def train(run: Run[Recipe]) -> None:
     training = fit(run, model, loss_at, rng.at(HIDDEN), __file__, what=what, unit="captions")
     with training.ema.applied():
         report(model.eval(), ids, held_out, rng.at(TEST))
-    print(f"Put it into a small file:\n  python -m tinydiff export {shlex.quote(str(run.folder))} text_encoder.npz")
+    print(f"Put it into a small file:\n  {program.export_command(run.folder, 'text_encoder.npz')}")
     then = pathlib.Path(__file__).with_name("train_text_to_pixels.py")
     print(f"Train a diffusion model that listens to it:\n  {cli.command(then, '--text-encoder', run.folder)}")
 

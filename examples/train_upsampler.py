@@ -13,45 +13,49 @@ loss.png and checkpoint.npz. The last act compares PSNR with that of the nearest
 from __future__ import annotations
 
 import argparse
-import shlex
+import functools
+import pathlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from tinydiff import backend, cli, image, program
-from tinydiff.backend import Array
+from tinydiff import cli, image, program
 from tinydiff.data import captioned
 from tinydiff.data.captioned import Captioned, Shapes
-from tinydiff.data.loader import Batches
-from tinydiff.diffusion import Sampling, last
+from tinydiff.diffusion import Sampling
 from tinydiff.metrics import psnr
 from tinydiff.models import Upsampler, UpsamplerConfig
-from tinydiff.models.cascade import larger, smaller
+from tinydiff.models.cascade import NOTHING, larger, smaller
 from tinydiff.nn import UNetConfig
 from tinydiff.program import Run, fit
 from tinydiff.rng import Rng
 from tinydiff.train import TrainSettings
-from tinydiff.workers import DrawnLoss, Share
 
 WEIGHTS, DATA, ORDER, NOISE, PICTURES = range(5)
 """The names of the run's random streams."""
+
+FOLDER = "runs/upsampler"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what a run computes, and the defaults of the command line.
 
-    tested: how many held-out pictures the figures at the end are of.
+    width: of the U-Net. tested: how many held-out pictures the figures at the end are of. Raises ValueError for numbers
+    below 1.
     """
 
     data: str = "shapes"
     pictures: int = 20_000
-    base: int = 40
+    width: int = 40
     steps: int = 6000
     batch_size: int = 32
     lr: float = 2e-3
     tested: int = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        program.at_least_1(self, "pictures", "width", "tested")
 
     def settings(self) -> TrainSettings:
         """How to train."""
@@ -65,14 +69,13 @@ class Recipe:
 def parse() -> argparse.Namespace:
     """The command line. Flags that a Recipe has are None unless given."""
     parser, usual = cli.parser(__doc__), Recipe()
-    what = parser.add_argument_group("what to train")
-    what.add_argument("--data", help="shapes, or a folder of captioned images, see captioned.py (default: shapes)")
-    what.add_argument("--pictures", type=int, metavar="N", help=f"how many to learn from (default: {usual.pictures:,})")
-    what.add_argument("--base", type=int, metavar="N", help=f"width of the U-Net (default: {usual.base})")
+    add = functools.partial(program.add_flag, parser.add_argument_group("what to train"), usual)
+    add("--data", "shapes, or a folder of captioned images, see captioned.py")
+    add("--pictures", "how many to learn from")
+    add("--width", "of the U-Net")
+    add("--tested", "held-out pictures to measure on at the end")
     program.add_training_flags(parser, usual, "images")
-    help = f"held-out pictures to measure on at the end (default: {usual.tested})"
-    parser.add_argument("--tested", type=int, metavar="N", help=help)
-    program.add_run_flags(parser, "runs/upsampler", "steps between sample grids (default: ten a run)")
+    program.add_run_flags(parser, FOLDER, "steps between sample grids (default: ten a run)")
     return parser.parse_args()
 
 
@@ -80,7 +83,7 @@ def main() -> None:
     """Train, or go on with a run, then measure."""
     options = parse()
     with cli.on_device(options.device):
-        train(program.start_or_resume(options, Recipe(), "runs/upsampler", Upsampler.kind))
+        train(program.start_or_resume(options, Recipe(), FOLDER, Upsampler.kind))
 
 
 def train(run: Run[Recipe]) -> None:
@@ -89,38 +92,33 @@ def train(run: Run[Recipe]) -> None:
     source = recipe.source()
     images, _ = source.draw(rng.at(DATA), recipe.pictures)
     unseen = image.to_signed(source.draw(rng.at(PICTURES), recipe.tested, "test")[0])
-    unet = UNetConfig(3, recipe.base, (1, 2), 1, (), patch=4, extra=3, vector=recipe.base)
+    unet = UNetConfig(3, recipe.width, (1, 2), 1, (), patch=4, extra=3, vector=recipe.width)
     model = Upsampler(UpsamplerConfig(unet, size=images.shape[1:3]), rng.at(WEIGHTS))
-    batches = Batches(images, batch_size=recipe.batch_size, rng=rng.at(ORDER))
+    loss_at = program.told_loss(model, images, NOTHING, NOTHING, recipe.batch_size, rng.at(ORDER))
 
-    def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array | None, ...]:
-        (pixels,) = batches.at(step - 1)
-        return model.draw(image.to_signed(backend.to_device(share.of(pixels))), rng)
-
-    def sheet(step: int, steps: int = 10, name: str | None = None) -> None:
+    def sheet(name: str, steps: int) -> None:
         low = smaller(unseen[:8], model.config.factor)
         rows = larger(low, model.config.factor), made_larger(model, low, rng.at(PICTURES), steps), unseen[:8]
-        image.save_png(folder / (name or f"samples_{step:06d}.png"), image.grid(np.concatenate(rows), 8), scale=2)
+        image.save_png(folder / name, image.grid(np.concatenate(rows), 8), scale=2)
+
+    def preview(step: int) -> None:
+        sheet(f"samples_{step:06d}.png", 10)
 
     what = f"{len(images):,} pictures"
-    loss_at = DrawnLoss(draw_at, model.loss_of)
-    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=sheet)
+    training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=preview)
     with training.ema.applied():
-        sheet(training.step, 25, "samples.png")
+        sheet("samples.png", 25)
         report(model, unseen, rng.at(PICTURES))
     print(f"In rows: small pictures, made larger, and as they were: {folder / 'samples.png'}")
-    print(f"Put the model into a small file, which Upsampler.load takes as it does {folder}:")
-    print(f"  python -m tinydiff export {shlex.quote(str(folder))} upsampler.npz")
+    print(f"Put the model into a small file:\n  {program.export_command(folder, 'upsampler.npz')}")
+    script = pathlib.Path(__file__).with_name("dalle2.py")
+    print(f"Draw with all of DALL-E 2:\n  {cli.command(script, 'a red star', '--upsampler', folder)}")
 
 
-def made_larger(
-    model: Upsampler, low: np.ndarray, rng: Rng, steps: int, level: int | None = None, batch: int = 50
-) -> np.ndarray:
+def made_larger(model: Upsampler, low: np.ndarray, rng: Rng, steps: int, level: int | None = None) -> np.ndarray:
     """Small pictures made larger by the model, (N, H, W, 3), float32 in [-1, 1], on the host."""
-    how = Sampling(steps=min(steps, model.schedule.T))
-    starts = range(0, len(low), batch)
-    ends = [last(model.upsample(low[i : i + batch], rng.at(i), how, level=level)) for i in starts]
-    return np.concatenate([backend.to_numpy(x) for x in ends])
+    how = Sampling(steps=steps)
+    return program.drawn(lambda some, rng: model.upsample(low[some], rng, how, level=level), len(low), rng, batch=50)
 
 
 def bicubic(low: np.ndarray, factor: int) -> np.ndarray:
@@ -138,8 +136,7 @@ def report(model: Upsampler, images: np.ndarray, rng: Rng) -> None:
     low = smaller(images, factor)
     ways = {"the nearest pixel": larger(low, factor), "bicubic interpolation": bicubic(low, factor)}
     for level in (0, model.config.S // 6):
-        drawn = made_larger(model, low, rng, 25, level)
-        ways[f"the model, noise of level s = {level}"] = drawn
+        ways[f"the model, noise of level s = {level}"] = made_larger(model, low, rng, 25, level)
     print(f"\n| {len(images)} held-out pictures made larger by | PSNR, mean | the worst |\n|---|---|---|")
     for name, pictures in ways.items():
         of_each = psnr(pictures, images)

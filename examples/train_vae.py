@@ -20,7 +20,6 @@ import csv
 import dataclasses
 import io
 import pathlib
-import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,7 +141,7 @@ def train(run: Run[Recipe]) -> None:
     training.save()
     print(f"Held-out images and their reconstructions: {folder / f'reconstructions_{training.step:06d}.png'}")
     print(f"Put the model into a small file, which VAE.load takes as it does {folder}:")
-    print(f"  python -m tinydiff export {shlex.quote(str(folder))} vae.npz")
+    print(f"  {program.export_command(folder, 'vae.npz')}")
 
 
 def start(run: Run[Recipe], rng: Rng, features: Features | None) -> AdversarialVAE:

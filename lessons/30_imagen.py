@@ -100,9 +100,9 @@ print(f"{right(drawn, texts):.0%} of {N} small pictures show what the text says,
 # $$\tilde x_{\text{small}} = \sqrt{\bar\alpha_s}\, x_{\text{small}} + \sqrt{1-\bar\alpha_s}\,\varepsilon,
 # \qquad s \sim \text{Uniform}\{0, \dots, S\}$$
 #
-# At level $s = 0$ it believes every pixel; at a high level it believes the rough shapes, and draws the rest as pictures
-# are. We take scenes whose large pictures are known, and give it their small ones: once clean, once with flaws (each
-# pixel a little off). PSNR says how near the result is to the truth.
+# At a high level only rough shapes are left to be believed, and it draws the rest as pictures are. We take scenes whose
+# large pictures are known, and give it their small ones: once clean, once with flaws (each pixel a little off). PSNR
+# says how near the result is to the truth.
 
 # %%
 scenes = Shapes().scenes(Rng(3), N, "test")
@@ -147,9 +147,12 @@ show("30_flaws.png", rows, ["small, with flaws", *(f"level {level}" for level in
 # ![levels](out/30_levels.png)
 # ![flaws](out/30_flaws.png)
 #
-# Clean small pictures are best believed. Of flawed ones some noise is worth it: it hides the flaws, and the network,
-# which knows that there is noise, does what it does best. Too much, and it no longer sees what it should draw. What a
-# model draws is flawed in its own way; `python examples/imagen.py "..." --level 100` tries it.
+# Two things to see. Flaws that ruin a bicubic picture hardly matter to the upsampler, **even at level 0**: it has seen
+# noise on small pictures all its life, and takes flaws for more of it. One that had learned from clean pictures alone
+# would have no reason not to believe them. And every level costs: noise that was put on hides something that was true,
+# and the curves fall. What a high level is for are flaws that do not look like noise, such as a crooked edge that a
+# model drew: where the network sees less, it draws more of its own. Whether that is better, no PSNR can say, since a
+# drawn picture has no truth beside it; `python examples/imagen.py "..." --level 200` shows it.
 #
 # ## Thresholds
 #

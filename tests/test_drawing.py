@@ -36,7 +36,11 @@ def test_the_defaults(options):
     ],
 )
 def test_one_prompt_a_picture(options, flags, prompts):
-    assert drawing.prompts_of(options(*flags)) == prompts
+    assert drawing.prompts_of(options(*flags)) == drawing.prompts_of(options(*flags), "other") == prompts
+
+
+def test_where_no_prompt_is_needed(options):
+    assert drawing.prompts_of(options("--n", 2), "") == ["", ""]
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 import pathlib
 import runpy
 
+import numpy as np
 import pytest
 
 from tests.test_examples_text_to_image import assert_picture, call, run  # noqa: F401
-from tinydiff import Rng
+from tinydiff import Rng, models
 from tinydiff.data.shape_captions import parse
 from tinydiff.data.shapes import HELD_OUT
 
@@ -15,11 +16,27 @@ EVALUATE = pathlib.Path(__file__).parents[1] / "examples" / "evaluate_text_to_im
 
 def test_the_table(run, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    flags = ["--run", run, "--n", 6, "--steps", 2, "--guidance", "1,2.5", "--out", "scores", "--device", "cpu"]
+    flags = [
+        "--run",
+        run,
+        "--n",
+        6,
+        "--repeated",
+        2,
+        "--steps",
+        2,
+        "--guidance",
+        "1,2.5",
+        "--out",
+        "scores",
+        "--device",
+        "cpu",
+    ]
     code, out, err = call(monkeypatch, capsys, EVALUATE, *flags)
     assert code == 0, err
     rows = [line.split("|")[1:-1] for line in out.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 * 5 and "guidance 2.5" in out
+    assert out.count("8 pictures of one prompt differ, 2 prompts") == out.count("the reader's features") == 2
     by_name = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
     names = by_name[""]
     one, two = by_name["one thing"], by_name["two things"]
@@ -28,6 +45,40 @@ def test_the_table(run, tmp_path, monkeypatch, capsys):  # noqa: F811
     assert float(one[0].rstrip("%")) < 50
     for name in ("one_thing", "two_things", "one_thing_new_pair", "two_things_new_pair", "guidance"):
         assert (tmp_path / "scores" / f"{name}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("without", [[], ["--no-prior"], ["--no-prior", "caption"]])
+def test_dalle2(without, tmp_path, monkeypatch, capsys):
+    """Another system is asked the same; its larger pictures are made smaller for the reader."""
+    monkeypatch.chdir(tmp_path)
+    rng, asked = np.random.default_rng(0), []
+
+    class Drawing:
+        def __init__(self, prior, decoder, upsampler):
+            assert (prior, decoder, upsampler) == (None if without else "prior", "d", "upsampler")
+
+        @classmethod
+        def load(cls, prior, decoder, upsampler):
+            return cls(prior, decoder, upsampler)
+
+        def draw(self, z_i, prompts, rng, how, guidance):
+            assert z_i is None
+            return self.text_to_image(prompts, rng, how, guidance, "draw")
+
+        def text_to_image(self, prompts, _, how, guidance, name="text_to_image"):
+            asked.append((name, how.steps, guidance))
+            return [rng.uniform(-1, 1, (len(prompts), 64, 64, 3)).astype(np.float32)]
+
+        def pictures(self, x):
+            return x
+
+    monkeypatch.setattr(models, "DallE2", Drawing)
+    flags = ["--model", "dalle2", "--decoder", "d", *without, "--n", 2, "--repeated", 2, "--device", "cpu"]
+    code, out, err = call(monkeypatch, capsys, EVALUATE, *flags)
+    assert code == 0 and "guidance 2;" in out, err
+    assert set(asked) == {("draw" if "caption" in without else "text_to_image", 50, 2.0)}
+    pixels = float(out.split("pixels")[1].split()[0])
+    assert pixels == pytest.approx((2 / 3 / 4) ** 0.5, rel=0.02)  # means of four pixels, of variance 1/3 each
 
 
 def test_the_kinds_of_prompts():
@@ -41,7 +92,11 @@ def test_the_kinds_of_prompts():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--n", 0], "--n must be at least 1, got 0"), (["--run", "nowhere"], "there is no checkpoint nowhere")],
+    [
+        (["--n", 0], "--n must be at least 1, got 0"),
+        (["--repeated", 1], "--repeated must be at least 2, got 1"),
+        (["--run", "nowhere"], "there is no checkpoint nowhere"),
+    ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
-"""train_decoder.py, train_upsampler.py and train_glide.py as a person runs them: pictures, figures, and bad input."""
+"""The trainers of pixel diffusion told a text, as a person runs them: pictures, figures, and bad input."""
 
 import pathlib
+import re
 import runpy
 import signal
 import sys
@@ -11,15 +12,27 @@ from PIL import Image
 
 from tests.models.common import stirred
 from tinydiff import Rng, checkpoint
-from tinydiff.data import shapes
+from tinydiff.data import captioned, shapes
 from tinydiff.data.shape_captions import parse
 from tinydiff.diffusion import Sampling
-from tinydiff.models import CLIP, CLIPConfig, Decoder, TextDiffusion, TextInpainting, Upsampler
-from tinydiff.nn import TransformerConfig
+from tinydiff.models import (
+    CLIP,
+    CLIPConfig,
+    Decoder,
+    MaskedTextEncoder,
+    TextDiffusion,
+    TextDiffusionConfig,
+    TextEncoderConfig,
+    TextInpainting,
+    Upsampler,
+)
+from tinydiff.nn import TransformerConfig, UNetConfig
 from tinydiff.train import Training, TrainSettings
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-DECODER, UPSAMPLER, GLIDE = (EXAMPLES / f"train_{name}.py" for name in ("decoder", "upsampler", "glide"))
+SCRIPTS = DECODER, UPSAMPLER, TO_PIXELS, GLIDE = [
+    EXAMPLES / f"train_{name}.py" for name in ("decoder", "upsampler", "text_to_pixels", "glide")
+]
 TOY = ["--pictures", 24, "--steps", 4, "--batch-size", 4, "--tested", 8, "--sample-every", 4, "--save-every", 0]
 
 
@@ -34,9 +47,19 @@ def _elsewhere(tmp_path, monkeypatch):
 def clip(tmp_path_factory):
     """The folder of a small CLIP that nobody trained."""
     text, seen = TransformerConfig(8, 1, 2, causal=True), TransformerConfig(8, 1, 2)
-    model = stirred(CLIP(CLIPConfig(length=128, text=text, image=seen, embedding=8), Rng(1)))
-    folder = tmp_path_factory.mktemp("clip")
-    Training(model, TrainSettings(1), folder / checkpoint.NAME, {}).save()
+    return saved(CLIP(CLIPConfig(length=128, text=text, image=seen, embedding=8), Rng(1)), tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tmp_path_factory):
+    """The folder of a small text encoder that nobody trained."""
+    config = TextEncoderConfig(length=128, text=TransformerConfig(12, 1, 2))
+    return saved(MaskedTextEncoder(config, Rng(1)), tmp_path_factory)
+
+
+def saved(model, folders):
+    folder = folders.mktemp(model.kind)
+    Training(stirred(model), TrainSettings(1), folder / checkpoint.NAME, {}).save()
     return folder
 
 
@@ -95,9 +118,9 @@ def assert_sheet(path, columns, rows, side=32):
 
 
 def test_the_decoder(train, stop_after_two, clip):
-    flags = ["--clip", clip, "--base", 8, *TOY]
+    flags = ["--clip", clip, "--width", 8, *TOY]
     out = train(DECODER, *flags, "--out", "whole")
-    assert "24 pictures" in out and "train_upsampler.py" in out
+    assert "24 pictures" in out and "train_upsampler.py" in out and "tinydiff export whole decoder.npz" in out
     assert all(f"| {known} |" in out for known in ("z_i and caption", "z_i alone", "the caption alone"))
     for name in ("samples_000000.png", "samples_000004.png", "samples.png"):
         assert_sheet(f"whole/{name}", 8, 4)
@@ -105,38 +128,81 @@ def test_the_decoder(train, stop_after_two, clip):
     train(DECODER, "--resume", "stopped")
     assert_same_runs("whole", "stopped", Decoder.kind)
     config = Decoder.load("whole").config
-    assert (config.unet.vector, config.unet.context, config.size) == (8, 8, (32, 32))
+    assert (config.unet.vector, config.unet.context, config.unet.base, config.size) == (8, 8, 8, (32, 32))
+    assert config.text_encoder == checkpoint.fingerprint(CLIP.load(clip))
+
+
+def test_the_samples_of_the_decoder_are_of_all_kinds_of_pictures(train, clip):
+    """A source gives one kind after the other; the upper row shows pictures from all over it."""
+    train(DECODER, "--clip", clip, "--width", 8, *TOY, "--steps", 1, "--tested", 24)
+    unseen, _ = captioned.source_to_draw("shapes").draw(Rng(0).at(4), 24, "test")
+    with Image.open("runs/decoder/samples.png") as picture:
+        pixels = np.asarray(picture)[:64:2, ::2]
+    for i in range(8):
+        np.testing.assert_array_equal(pixels[:, 34 * i : 34 * i + 32], unseen[3 * i])
 
 
 def test_the_upsampler(train, stop_after_two):
-    flags = ["--base", 8, *TOY]
+    flags = ["--width", 8, *TOY]
     out = train(UPSAMPLER, *flags, "--out", "whole")
     rows = [line.split("|")[1:4] for line in out.splitlines() if " dB " in line]
     assert [row[0].strip() for row in rows[:2]] == ["the nearest pixel", "bicubic interpolation"] and len(rows) == 4
     nearest, cubic = (float(row[1].split()[0]) for row in rows[:2])
-    assert 15 < nearest < cubic < 40 and "python -m tinydiff export whole" in out
+    assert 15 < nearest < cubic < 40 and "tinydiff export whole upsampler.npz" in out
+    assert "dalle2.py 'a red star' --upsampler whole" in out
     assert_sheet("whole/samples.png", 8, 3, side=64)
     stop_after_two(UPSAMPLER, *flags, "--out", "stopped")
     train(UPSAMPLER, "--resume", "stopped")
     assert_same_runs("whole", "stopped", Upsampler.kind)
 
 
-def test_glide(train, stop_after_two, clip):
-    """First the base model, then fine-tuned from it, and resumed as that."""
-    data = ["--clip", clip, *TOY]
-    out = train(GLIDE, *data, "--width", 8)
-    assert "prompts are drawn" in out and "--base runs/glide" in out
-    assert_sheet("runs/glide/samples.png", 8, 3)
-    assert len(pathlib.Path("runs/glide/prompts.txt").read_text().splitlines()) == 24
+def test_text_to_pixels(train, stop_after_two, text_encoder):
+    """Told by an encoder of texts alone, whose width it takes."""
+    flags = ["--text-encoder", text_encoder, "--width", 8, *TOY]
+    out = train(TO_PIXELS, *flags, "--out", "whole")
+    assert "of 8 prompts are drawn" in out and "tinydiff export whole imagen.npz" in out
+    for script in ("train_glide.py", "imagen.py"):
+        assert re.search(rf"{script} .*--base whole --text-encoder {text_encoder}\n", out)
+    for name in ("samples_000000.png", "samples_000004.png", "samples.png"):
+        assert_sheet(f"whole/{name}", 8, 3)
+    assert len(pathlib.Path("whole/prompts.txt").read_text().splitlines()) == 24
+    stop_after_two(TO_PIXELS, *flags)
+    train(TO_PIXELS, "--resume")
+    assert_same_runs("whole", "runs/text_to_pixels", TextDiffusion.kind)
+    config = TextDiffusion.load("whole").config
+    assert (config.unet.context, config.unet.base, config.text_layers) == (12, 8, 2)
+    assert config.text_encoder == checkpoint.fingerprint(MaskedTextEncoder.load(text_encoder))
 
-    out = train(GLIDE, *data, "--base", "runs/glide", "--out", "whole")
-    assert "in place of one thing" in out and "python -m tinydiff export whole" in out
+
+def test_glide(train, stop_after_two, base, clip):
+    """Fine-tuned from a base model, with its sizes, and resumed without it."""
+    flags = ["--base", base, "--text-encoder", clip, *TOY]
+    out = train(GLIDE, *flags, "--out", "whole")
+    assert "of 8 pictures show what was asked for in place of one thing" in out
+    assert "tinydiff export whole glide.npz" in out
+    command = rf"glide.py '.+' --from whole/picture.png --mask left --run whole --text-encoder {clip}\n"
+    assert re.search(command, out) and Image.open("whole/picture.png").size == (32, 32)
     assert_sheet("whole/samples.png", 8, 6)
     assert_sheet("whole/edits.png", 8, 3)
-    stop_after_two(GLIDE, *data, "--base", "runs/glide")
+    stop_after_two(GLIDE, *flags)
     train(GLIDE, "--resume")
-    assert_same_runs("whole", "runs/glide-2", TextInpainting.kind)
-    assert TextDiffusion.load("runs/glide").config.text_layers == TextInpainting.load("whole").config.text_layers == 2
+    assert_same_runs("whole", "runs/glide", TextInpainting.kind)
+    unet, text_layers = (getattr(TextInpainting.load("whole").config, name) for name in ("unet", "text_layers"))
+    assert (unet.base, unet.context, unet.extra, text_layers) == (8, 8, 4, 1)
+
+
+@pytest.fixture
+def base(clip, tmp_path_factory):
+    """The folder of a model to fine-tune that nobody trained, but knows who told it."""
+    unet = UNetConfig(3, 8, (1,), 1, (0,), heads=2, patch=4, context=8)
+    known = checkpoint.fingerprint(CLIP.load(clip))
+    return saved(TextDiffusion(TextDiffusionConfig(unet, text_layers=1, text_encoder=known), Rng(2)), tmp_path_factory)
+
+
+def test_glide_listens_to_who_told_its_base(monkeypatch, capsys, base, text_encoder):
+    flags = [GLIDE, "--base", base, "--text-encoder", text_encoder, *TOY]
+    code, _, err = call(monkeypatch, capsys, *flags)
+    assert code == 1 and "was told by another text encoder: name it with --text-encoder" in err
 
 
 def test_what_glide_is_asked_to_edit():
@@ -175,21 +241,17 @@ def test_bicubic_interpolation():
     ("script", "arguments", "message"),
     [
         (DECODER, ["--clip", "scene_reader"], "expected 'clip', got 'scene-reader'"),
-        (DECODER, ["--pictures", 0], "at least 1, got 0"),
         (DECODER, ["--pictures", 3], "batch size must be 1..3"),
-        (DECODER, ["--tested", 0], "at least 1, got 0"),
-        (DECODER, ["--base", 9], "base (9) must be even"),
+        (DECODER, ["--width", 9], "base (9) must be even"),
         (DECODER, ["--data", "nowhere"], "nowhere is not a folder"),
-        (DECODER, ["--resume", "nowhere"], "there is no checkpoint nowhere"),
         (UPSAMPLER, ["--data", "nowhere"], "nowhere is not a folder"),
-        (UPSAMPLER, ["--base", 10], "groups (8) must divide base (10)"),
-        (UPSAMPLER, ["--tested", 0], "at least 1, got 0"),
-        (UPSAMPLER, ["--resume", "nowhere"], "there is no checkpoint nowhere"),
+        (UPSAMPLER, ["--width", 10], "groups (8) must divide base (10)"),
+        (TO_PIXELS, ["--text-encoder", "scene_reader"], "expected 'clip' or 'text-encoder', got 'scene-reader'"),
+        (TO_PIXELS, ["--data", "nowhere"], "nowhere is not a folder"),
+        (GLIDE, [], "--base is needed"),
         (GLIDE, ["--base", "clip"], "expected 'text-diffusion', got 'clip'"),
-        (GLIDE, ["--base", "runs/glide", "--width", 8], "keeps its own --width"),
-        (GLIDE, ["--tested", 0], "at least 1, got 0"),
-        (GLIDE, ["--resume", "scene_reader"], "expected 'text-diffusion', got 'scene-reader'"),
-        (GLIDE, ["--resume", "nowhere"], "there is no checkpoint nowhere"),
+        (GLIDE, ["--resume", "scene_reader"], "expected 'text-inpainting', got 'scene-reader'"),
+        *((script, ["--resume", "nowhere"], "there is no checkpoint nowhere") for script in SCRIPTS),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, script, arguments, message):
@@ -199,7 +261,15 @@ def test_bad_input_is_one_line(monkeypatch, capsys, script, arguments, message):
     assert code == 1 and len(lines) == 1 and message in lines[0], err
 
 
-def test_help_teaches(monkeypatch, capsys):
-    for script, words in ((DECODER, "--clip"), (UPSAMPLER, "--tested"), (GLIDE, "--base")):
-        code, out, _ = call(monkeypatch, capsys, script, "--help")
-        assert code == 0 and "python examples/" in out and words in out
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.parametrize("flag", ["--pictures", "--tested"])
+def test_numbers_below_1_are_refused_before_anything_is_computed(monkeypatch, capsys, script, flag):
+    base = ["--base", "nowhere"] if script == GLIDE else []
+    code, _, err = call(monkeypatch, capsys, script, *base, flag, 0)
+    assert code == 1 and err == f"error: {flag} must be at least 1, got 0\n" and not pathlib.Path("runs").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_help_teaches(monkeypatch, capsys, script):
+    code, out, _ = call(monkeypatch, capsys, script, "--help")
+    assert code == 0 and f"python examples/{script.name}" in out and "(default: 200)" in " ".join(out.split())

@@ -43,7 +43,12 @@ def test_stopped_and_resumed(kind, model, clip, tmp_path, monkeypatch, capsys):
     flags = ["--kind", kind, "--clip", clip, *TOY]
     code, out, err = call(monkeypatch, capsys, TRAIN, *flags, "--out", "whole")
     assert code == 0, err
-    assert f"40 pictures, {kind}" in out and "train_prior.py" in out.splitlines()[-1]
+    assert f"40 pictures, {kind}" in out
+    other, export, decoder = out.splitlines()[-5::2]
+    assert "train_prior.py --kind" in other and kind not in other and "train_decoder.py --clip" in decoder
+    assert export.endswith(
+        f"tinydiff export whole {'prior.npz' if kind == 'diffusion' else 'autoregressive_prior.npz'}"
+    )
     cosines = re.findall(r"^  (\w.*?) +(-?\d\.\d{4})$", out, re.MULTILINE)
     names = ["drawn by the prior", "drawn, the better of two candidates", "the text's own embedding"]
     assert [name for name, _ in cosines] == [*names, "the mean of all pictures"]
@@ -86,7 +91,7 @@ def test_on_digits(clip, monkeypatch, capsys):
         (["--pictures", 3], "batch size must be 1..3"),
         (["--held-out", 1], "n >= 2, got (1,)"),
         (["--width", 10], "heads (4) must divide width (10)"),
-        (["--layers", 0], "sizes of at least 1"),
+        (["--layers", 0], "--layers must be at least 1, got 0"),
         (["--kind", "autoregressive", "--bins", 1], "2 bins, got"),
         (["--kind", "autoregressive", "--explained", 2], "must be in (0, 1], got 2.0"),
         (["--data", "nowhere"], "nowhere is not a folder"),

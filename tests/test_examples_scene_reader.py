@@ -105,7 +105,7 @@ def test_refused(call, tmp_path, monkeypatch):
         ((*new, "--steps", 0), "at least 1, got 0"),
         ((*new, "--width", 0), "at least 1, got"),
         ((*new, "--tested", 0), "to test on must be at least 1, got 0"),
-        ((*new, "--batch-size", 0), "got 0 and 0.1"),
+        ((*new, "--batch-size", 0), "--batch-size must be at least 1, got 0"),
         ((*new, "--lr", -1), "got"),
         ((*new, "--seed", -1), "got -1"),
         ((*new, "--sample-every", -1), "at least 0, got -1"),

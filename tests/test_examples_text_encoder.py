@@ -95,7 +95,7 @@ def test_what_is_counted():
         (["--vocabulary", 100], "got a size of 100"),
         (["--length", 1], "2 tokens and 2 places"),
         (["--width", 10], "heads (4) must divide width (10)"),
-        (["--layers", 0], "sizes of at least 1"),
+        (["--layers", 0], "--layers must be at least 1, got 0"),
         (["--hidden", 0], "must be in (0, 1], got 0.0"),
         (["--hidden", 1.5], "must be in (0, 1], got 1.5"),
         (["--data", "nowhere"], "nowhere is not a folder"),

@@ -234,6 +234,28 @@ def test_bad_numbers():
             precision_recall(np.zeros((4, 3)), np.zeros((9, 3)), k)
 
 
+@PROPERTY
+@given(st.integers(0, 2**32), st.integers(2, 4), st.integers(2, 4), st.integers(1, 5))
+def test_diversity_against_loops(seed, P, K, D):
+    x = np.random.default_rng(seed).normal(size=(P, K, D))
+    of_each = [
+        np.mean([math.sqrt(sum((a - b) ** 2) / D) for a, b in itertools.permutations(of_one, 2)]) for of_one in x
+    ]
+    found = metrics.diversity(x)
+    assert found.value == pytest.approx(np.mean(of_each), rel=1e-5)
+    assert found.error == pytest.approx(np.std(of_each, ddof=1) / math.sqrt(P), rel=1e-4, abs=1e-7)
+
+
+def test_equal_pictures_are_not_diverse():
+    assert metrics.diversity(np.ones((2, 3, 50), np.float32)).value == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("x", [np.ones((1, 3, 2)), np.ones((2, 1, 2)), np.ones((4, 2)), np.full((2, 2, 2), np.nan)])
+def test_pictures_that_have_no_diversity(x):
+    with pytest.raises(ValueError, match=r"expected finite pictures \(P, K, D\), of 2 prompts or more"):
+        metrics.diversity(x)
+
+
 def test_psnr():
     """One grey level of 255 apart everywhere: 20 log10(255) = 48.13 dB; half the range apart: 6.02 dB."""
     x = np.random.default_rng(0).uniform(-1, 1, (3, 4, 5, 3)).astype(np.float32)

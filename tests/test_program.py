@@ -1,19 +1,24 @@
 """What the training programs share: which run the flags ask for, and its training from any step to the last."""
 
 import pathlib
+import runpy
 import shlex
 import shutil
 import signal
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from tinydiff import Rng, Tensor, checkpoint, cli, image, program
+from tests.helpers import assert_close
+from tests.models.common import texts
+from tinydiff import Rng, Tensor, backend, checkpoint, cli, image, program
 from tinydiff.checkpoint import CheckpointError
-from tinydiff.models import CLIP, CLIPConfig, told_texts
+from tinydiff.models import CLIP, CLIPConfig, Condition, told_captions, told_texts
 from tinydiff.nn import Linear, Module, TransformerConfig
 from tinydiff.train import TrainSettings
+from tinydiff.workers import Share
 
 
 @dataclass(frozen=True)
@@ -180,19 +185,158 @@ def test_refused(ask):
             ask(*flags)
 
 
-# ------------------------------------------------------------------------------- what is looked up before
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--batch-size", 0), "--batch-size must be at least 1, got 0"),
+        (("--steps", 0), "steps must be at least 1, got 0"),
+        (("--lr", -1), "cannot be negative"),
+    ],
+)
+def test_what_nothing_can_be_trained_by_is_refused_at_once(ask, flags, words):
+    with pytest.raises(ValueError, match=words):
+        ask(*flags)
+    assert not pathlib.Path("runs").exists()
 
 
-def test_captions_and_pictures_are_encoded_piece_by_piece():
+# ---------------------------------------------------------------------------------------- what recipes share
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A recipe with a field of each type."""
+
+    data_of: str = "shapes"
+    pictures: int = 20_000
+    share: float = 0.5
+
+    def __post_init__(self):
+        program.at_least_1(self, "pictures")
+
+
+def test_a_flag_has_the_type_and_the_default_of_the_recipe():
+    parser = cli.parser("A program.")
+    for name in ("--data-of", "--pictures", "--share"):
+        program.add_flag(parser, Sizes(), name, "what it is", metavar="RUN" if name == "--data-of" else None)
+    assert vars(parser.parse_args([])) == {"data_of": None, "pictures": None, "share": None}
+    given = vars(parser.parse_args(["--data-of", "1", "--pictures", "2", "--share", "3"]))
+    assert given == {"data_of": "1", "pictures": 2, "share": 3.0} and isinstance(given["share"], float)
+    text = " ".join(parser.format_help().split())
+    for words in ("RUN what it is (default: shapes)", "N what it is (default: 20,000)", "X what it is (default: 0.5)"):
+        assert words in text
+
+
+def test_numbers_below_1_are_refused_by_the_name_of_their_flag():
+    with pytest.raises(ValueError, match="--pictures must be at least 1, got 0"):
+        Sizes(pictures=0)
+    assert Sizes(pictures=1).pictures == 1
+
+
+def test_the_command_to_export_a_run(ask, monkeypatch):
+    fit(ask("--out", "my run", "--steps", 1))
+    words = shlex.split(program.export_command(pathlib.Path("my run"), "small.npz"))
+    assert words[:3] == ["python", "-m", "tinydiff"]
+    monkeypatch.setattr(sys, "argv", words[2:])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("tinydiff", run_name="__main__")
+    assert not stop.value.code and checkpoint.kind_of("small.npz") == "toy"
+
+
+# --------------------------------------------------------------------------------------- what draws a text
+
+
+@pytest.fixture(scope="module")
+def clip():
     text, seen = TransformerConfig(8, 1, 2, causal=True), TransformerConfig(8, 1, 2)
-    clip = CLIP(CLIPConfig(length=12, text=text, image=seen, embedding=8), Rng(1))
-    captions = ["a star", "", "a ring", "a box", "two"]
-    states, mask = program.encoded_texts(clip, captions, batch=2)
-    told = told_texts(clip, captions)
-    assert states.dtype == np.float16
-    np.testing.assert_allclose(states, told.states, atol=2e-3)
-    np.testing.assert_array_equal(mask, told.mask)
+    return CLIP(CLIPConfig(length=12, text=text, image=seen, embedding=8), Rng(1))
+
+
+CAPTIONS = ["a star", "", "a ring", "a box", "two"]
+
+
+@pytest.mark.parametrize("read", [told_texts, told_captions])
+def test_captions_are_encoded_piece_by_piece(clip, read):
+    found, told = program.encoded_texts(clip, CAPTIONS, read, batch=2), read(clip, CAPTIONS)
+    assert found.states.dtype == np.float16
+    np.testing.assert_allclose(found.states, told.states, atol=2e-3)
+    np.testing.assert_array_equal(found.mask, told.mask)
+    assert (found.vector is None) == (read is told_texts) and found.shown is None
+    if found.vector is not None:
+        assert found.vector.dtype == np.float32
+        np.testing.assert_allclose(found.vector, told.vector, atol=1e-6)
+
+
+def test_pictures_are_encoded_piece_by_piece(clip):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     z_i = program.encoded_images(clip, pixels, batch=2)
     assert z_i.dtype == np.float32
     np.testing.assert_allclose(z_i, clip.image_embedding(image.to_signed(pixels)), atol=1e-5)
+
+
+def test_what_is_stored_is_made_ready_on_the_device(device):
+    told = texts(3)
+    kept = program.stored(told)
+    assert isinstance(kept.states, np.ndarray) and kept.states.dtype == np.float16 and kept.vector is None
+    again = program.ready(kept)
+    assert backend.device_of(again.states) == backend.device() and again.states.dtype == np.float32
+    assert_close(again.states, backend.to_numpy(told.states), atol=2e-3)
+    np.testing.assert_array_equal(backend.to_numpy(again.mask), backend.to_numpy(told.mask))
+    assert program.ready(program.stored(Condition())) == Condition()
+
+
+class Numbers:
+    """In place of a model: it draws what it is given, and its loss is none."""
+
+    loss_of = None
+
+    def draw(self, x_0, rng, told, empty):
+        return x_0[:, 0, 0, 0], told.states[:, 0, 0], told.vector[:, 0]
+
+
+def test_a_loss_keeps_together_what_belongs_together():
+    """Over an epoch each thing is seen once, with what is told of it, in another order than the data's."""
+    n = 1040
+    x = np.arange(n, dtype=np.float32)
+    told = Condition(x[:, None, None].astype(np.float16), np.ones((n, 1), bool), x[:, None])
+    loss = program.told_loss(Numbers(), x[:, None, None, None], told, Condition(), 40, Rng(0))
+    drawn = [loss.draw(step, Rng(1), Share()) for step in range(1, n // 40 + 1)]
+    things, states, vectors = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
+    np.testing.assert_array_equal(things, states)
+    np.testing.assert_array_equal(things, vectors)
+    assert sorted(things) == list(range(n)) and list(things) != list(range(n))
+    halves = [loss.draw(3, Rng(1), Share(i, 2))[0] for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(halves), things[80:120])
+
+
+def test_a_loss_takes_pixels_and_what_is_told_nothing(device):
+    class Seen(Numbers):
+        def draw(self, x_0, rng, told, empty):
+            return x_0, told, empty
+
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    loss = program.told_loss(Seen(), pixels, Condition(), Condition(), 6, Rng(0))
+    x_0, told, _ = loss.draw(1, Rng(1), Share())
+    order = Rng(0).at(0).permutation(6)
+    assert_close(x_0, image.to_signed(pixels[order]))
+    assert backend.device_of(x_0) == backend.device() and told == Condition()
+    with pytest.raises(ValueError, match=r"batch size must be 1\.\.6"):
+        program.told_loss(Seen(), pixels, Condition(), Condition(), 7, Rng(0))
+    with pytest.raises(ValueError, match="arrays of one length"):
+        program.told_loss(Seen(), pixels, program.stored(texts(5)), Condition(), 4, Rng(0))
+
+
+def test_things_are_drawn_some_at_a_time(device):
+    seen = []
+
+    def draw(some, rng):
+        seen.append((some, rng))
+        x = backend.to_device(np.arange(7.0)[some])
+        yield x * 0
+        yield x
+
+    drawn = program.drawn(draw, 7, Rng(2), batch=3)
+    assert isinstance(drawn, np.ndarray)
+    np.testing.assert_array_equal(drawn, np.arange(7.0))
+    assert [some for some, _ in seen] == [slice(0, 3), slice(3, 6), slice(6, 9)]
+    for i, (_, rng) in zip((0, 3, 6), seen, strict=True):
+        assert_close(rng.normal((2,)), backend.to_numpy(Rng(2).at(i).normal((2,))))

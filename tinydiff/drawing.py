@@ -68,14 +68,18 @@ def add_flags(parser: argparse.ArgumentParser, guidance: float) -> argparse._Arg
     return how
 
 
-def prompts_of(options: argparse.Namespace) -> list[str]:
-    """One prompt for each picture. Raises ValueError for flags that do not go together, or a file of no prompts."""
-    if (options.prompt is None) == (options.prompts is None):
+def prompts_of(options: argparse.Namespace, default: str | None = None) -> list[str]:
+    """One prompt for each picture. default: what is drawn if there is none, where that makes sense.
+
+    Raises ValueError for flags that do not go together, or a file of no prompts.
+    """
+    one = default if options.prompt is None and options.prompts is None else options.prompt
+    if (one is None) == (options.prompts is None):
         raise ValueError("give a PROMPT, or a file of them (--prompts), and not both")
     if options.n is not None and options.n < 1:
         raise ValueError(f"--n must be at least 1, got {options.n}")
-    if options.prompts is None:
-        return [options.prompt] * (options.n or COLUMNS)
+    if one is not None:
+        return [one] * (options.n or COLUMNS)
     prompts = [line.strip() for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not prompts:
         raise ValueError(f"{options.prompts} has no prompts; it needs one a line")

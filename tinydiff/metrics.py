@@ -158,6 +158,22 @@ def compare(real: np.ndarray, drawn: np.ndarray, rng: Rng) -> Scores:
     return Scores(frechet_distance(real, drawn), kernel, *precision_recall(real, drawn))
 
 
+def diversity(x: np.ndarray) -> Estimate:
+    """How far apart K pictures of one prompt are: the mean over P prompts, and its standard error.
+
+        mean over prompts and i != j of |x_i - x_j| / √D
+
+    It is the root mean square difference of two pictures' pixels, or features. x: (P, K, D), any floats.
+    Raises ValueError for another shape, fewer than two prompts or pictures, or values that are not finite.
+    """
+    if x.ndim != 3 or min(x.shape[:2]) < 2 or not np.isfinite(x).all():
+        raise ValueError(f"expected finite pictures (P, K, D), of 2 prompts or more, 2 or more of each, got {x.shape}")
+    P, K, D = x.shape
+    squared = [np.concatenate([*_squared_distances(of_one, of_one)]) for of_one in x.astype(np.float64)]
+    of_each = np.sqrt(squared).sum(axis=(1, 2)) / (K * (K - 1) * D**0.5)
+    return Estimate(float(of_each.mean()), float(of_each.std(ddof=1) / P**0.5))
+
+
 # ------------------------------------------------------------------------------- before and after
 
 

@@ -4,8 +4,10 @@
     training = fit(run, model, loss_at, rng, __file__, what="4,500 images", unit="images", preview=preview)
 
 A program brings its recipe, a frozen dataclass of everything that decides what a run computes, which the checkpoint
-holds. Its flags have the names of the recipe's fields, and are None unless given.
-What CLIP says of captions and pictures is looked up before the training: `encoded_texts`, `encoded_images`.
+holds. Its flags have the names of the recipe's fields, and are None unless given: `add_flag`.
+
+Training what draws a text, all that is said of captions and pictures is looked up before: `encoded_texts`,
+`encoded_images`. The loss of a step is `told_loss`, and what the model draws then, `drawn`.
 """
 
 from __future__ import annotations
@@ -14,17 +16,23 @@ import argparse
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from tinydiff import backend, checkpoint, cli, image
+from tinydiff.autograd import Tensor
+from tinydiff.backend import Array
+from tinydiff.data.loader import Batches
+from tinydiff.diffusion import last
 from tinydiff.models.clip import CLIP
-from tinydiff.models.text_diffusion import TextEncoder, told_texts
+from tinydiff.models.text_diffusion import Condition, TextEncoder, told_texts
 from tinydiff.rng import Rng
 from tinydiff.train import LossAt, Trainable, Training, TrainSettings, steps_in, train
+from tinydiff.workers import DrawnLoss, Share
 
 
 class Recipe(Protocol):
@@ -40,6 +48,7 @@ class Recipe(Protocol):
 
 
 R = TypeVar("R", bound=Recipe)
+E = TypeVar("E", bound=TextEncoder)
 
 FREE = {"device", "sample_every", "save_every", "resume"}
 """The flags that a resumed run may be given."""
@@ -53,6 +62,21 @@ class Run(Generic[R]):
     folder: pathlib.Path
     options: argparse.Namespace
     saved: tuple[dict[str, np.ndarray], dict[str, Any]] | None = None
+
+
+def add_flag(flags: argparse._ActionsContainer, usual: Any, name: str, help: str, metavar: str | None = None) -> None:
+    """Add the flag of a field of the recipe `usual`, whose type it has, and whose value --help gives as the default."""
+    value = getattr(usual, name.removeprefix("--").replace("-", "_"))
+    default = f"{value:,}" if isinstance(value, int) else value
+    metavar = metavar or {int: "N", float: "X"}.get(type(value))
+    flags.add_argument(name, type=type(value), metavar=metavar, help=f"{help} (default: {default})")
+
+
+def at_least_1(recipe: Recipe, *names: str) -> None:
+    """Raise ValueError, before anything is computed, if one of these fields of a recipe is below 1."""
+    for name in names:
+        if getattr(recipe, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(recipe, name)}")
 
 
 def add_training_flags(parser: argparse.ArgumentParser, usual: Any, items: str) -> None:
@@ -92,8 +116,8 @@ def start_or_resume(
 
     usual: the recipe whose fields the given flags replace. default: the folder of a run, see `cli.new_folder`. kind: of
     the model. free: flags that say what to do with the trained model, which a resumed run may be given too. Raises
-    ValueError if a new run's folder holds one already, or for flags that a resumed run cannot take; OSError where
-    nothing can be written; CheckpointError if there is nothing to resume.
+    ValueError for settings that nothing can be trained by, if a new run's folder holds one already, or for flags that a
+    resumed run cannot take; OSError where nothing can be written; CheckpointError if there is nothing to resume.
     """
     given = {name: value for name, value in vars(options).items() if value is not None and name not in FREE | free}
     if options.resume is None:
@@ -101,6 +125,8 @@ def start_or_resume(
             given["data"] = os.path.abspath(given["data"])  # a run may be resumed from another folder
         names = {field.name for field in dataclasses.fields(usual)}
         recipe = dataclasses.replace(usual, **{name: value for name, value in given.items() if name in names})
+        at_least_1(recipe, "batch_size")
+        recipe.settings()  # raises now, and not when all is looked up, for what nothing can be trained by
         return Run(recipe, cli.new_folder(options.out, default), options)
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -156,18 +182,72 @@ def fit(
     return training
 
 
-def encoded_texts(encoder: TextEncoder, captions: Sequence[str], batch: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """What a U-Net will be told of captions (E27), looked up before the training, with a progress bar.
+def export_command(folder: pathlib.Path, file: str) -> str:
+    """The line that puts the trained model of a run into a small file."""
+    return shlex.join(["python", "-m", "tinydiff", "export", str(folder), file])
 
-    Gives the states of the tokens (N, M, width), in half precision, and which are there, (N, M) bool, on the host.
-    """
+
+# ------------------------------------------------------------------------------------ what draws a text
+
+
+class Told(Protocol):
+    """What `told_loss` asks of a model: a TextDiffusion, or a prior."""
+
+    def draw(self, x_0: Array, rng: Rng, told: Condition, empty: Condition, /) -> tuple[Array | None, ...]: ...
+    @property
+    def loss_of(self) -> Callable[..., Tensor]: ...
+
+
+def encoded_texts(
+    encoder: E, captions: Sequence[str], told: Callable[[E, Sequence[str]], Condition] = told_texts, batch: int = 500
+) -> Condition:
+    """What a network is told of captions (E27), looked up before its training, with a progress bar, as `stored`."""
     starts = cli.progress(range(0, len(captions), batch), "captions to states", -(-len(captions) // batch))
-    texts = [told_texts(encoder, captions[i : i + batch]) for i in starts]
-    states = [backend.to_numpy(text.states).astype(np.float16) for text in texts]
-    return np.concatenate(states), np.concatenate([backend.to_numpy(text.mask) for text in texts])
+    parts = [stored(told(encoder, captions[i : i + batch])) for i in starts]
+    arrays = zip(*(part.arrays for part in parts), strict=True)
+    return Condition(*(None if some[0] is None else np.concatenate(some) for some in arrays))
 
 
 def encoded_images(clip: CLIP, images: np.ndarray, batch: int = 500) -> np.ndarray:
     """CLIP's embeddings of pictures, uint8 (N, H, W, C), with a progress bar: (N, embedding), float32 on the host."""
     starts = cli.progress(range(0, len(images), batch), "pictures to embeddings", -(-len(images) // batch))
     return np.concatenate([clip.image_embedding(image.to_signed(images[i : i + batch])) for i in starts])
+
+
+def stored(told: Condition) -> Condition:
+    """The same on the host, the states in half precision: of many captions they take most of the memory."""
+    states, *others = (None if a is None else backend.to_numpy(a) for a in told.arrays)
+    return Condition(None if states is None else states.astype(np.float16), *others)
+
+
+def ready(told: Condition) -> Condition:
+    """What was `stored`, on the device in use, in single precision."""
+    states, *others = (None if a is None else backend.to_device(a) for a in told.arrays)
+    return Condition(None if states is None else states.astype(np.float32), *others)
+
+
+def told_loss(model: Told, x: np.ndarray, told: Condition, empty: Condition, batch_size: int, order: Rng) -> DrawnLoss:
+    """The loss of a share of each step's batch: model.loss_of(*model.draw(x_0, rng, told, empty)).
+
+    x: N things to be drawn, on the host: uint8 pixels, or what the model takes. told: of each, `stored`. empty: of the
+    empty text, on the device. order: the stream for the order of the batches. Raises ValueError unless as many are
+    told, and for a batch size outside 1..N.
+    """
+    batches = Batches(x, *(a for a in told.arrays if a is not None), batch_size=batch_size, rng=order)
+
+    def draw_at(step: int, rng: Rng, share: Share) -> tuple[Array | None, ...]:
+        rows = share.of(batches.indices(step - 1))
+        x_0 = backend.to_device(x[rows])
+        x_0 = image.to_signed(x_0) if x_0.dtype == np.uint8 else x_0
+        return model.draw(x_0, rng, ready(told.taken(rows)), empty)
+
+    return DrawnLoss(draw_at, model.loss_of)
+
+
+def drawn(draw: Callable[[slice, Rng], Iterable[Array]], n: int, rng: Rng, batch: int = 100) -> np.ndarray:
+    """n things drawn, some at a time: x_0 (n, ...), on the host.
+
+    draw(some, rng): the states of a sampler that draws these of the n.
+    """
+    starts = range(0, n, batch)
+    return np.concatenate([backend.to_numpy(last(draw(slice(i, i + batch), rng.at(i)))) for i in starts])

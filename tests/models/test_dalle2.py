@@ -1,162 +1,293 @@
-"""DALL-E 2's decoder (E33): how it is told an image embedding, and what it must do without in training."""
+"""DALL-E 2 as a whole (E29) and what is done with its two coordinates, z_i and x_T (E34): small and untrained."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.diffusion.common import PROPERTY
 from tests.helpers import assert_close
-from tests.models.common import Stub, different, stirred, texts
-from tinydiff import Rng, backend
+from tests.models.common import Stub, stirred
+from tests.models.prior_common import unit
+from tinydiff import Rng, backend, checkpoint
+from tinydiff.backend import to_numpy
 from tinydiff.diffusion import Sampling, last
-from tinydiff.models import Condition, Decoder, DecoderConfig
-from tinydiff.nn import UNetConfig
-from tinydiff.train import Training, TrainSettings, train
-
-UNET = UNetConfig(
-    channels=2, base=8, multipliers=(1,), blocks=1, attention=(0,), heads=2, groups=4, context=6, vector=5, patch=2
+from tinydiff.models import (
+    CLIP,
+    AutoregressivePrior,
+    AutoregressivePriorConfig,
+    CLIPConfig,
+    Condition,
+    DallE2,
+    Decoder,
+    DecoderConfig,
+    DiffusionPrior,
+    DiffusionPriorConfig,
+    Upsampler,
+    UpsamplerConfig,
+    told_captions,
+    told_texts,
 )
-CONFIG = DecoderConfig(UNET, size=(4, 4), T=50, tokens=3)
+from tinydiff.models.dalle2 import UPSAMPLING_STEPS, arc
+from tinydiff.nn import TransformerConfig, UNetConfig
+from tinydiff.train import Training, TrainSettings
+
+TEXT = TransformerConfig(8, 1, 2, causal=True)
+CLIP_CONFIG = CLIPConfig(length=40, text=TEXT, image=TransformerConfig(8, 1, 2), size=8, patch=4, embedding=6)
+UNET = UNetConfig(
+    channels=3, base=8, multipliers=(1,), blocks=1, attention=(0,), heads=2, groups=4, context=8, vector=6, patch=2
+)
+UPSAMPLER = UpsamplerConfig(
+    UNetConfig(channels=3, base=8, multipliers=(1,), blocks=1, attention=(), groups=4, vector=8, patch=4, extra=3),
+    (16, 16),
+    T=70,
+    S=20,
+)
+HOW = Sampling(steps=4)
 
 
-def made(config=CONFIG):
-    return stirred(Decoder(config, Rng(0)))
+def clip_of(seed=1):
+    return stirred(CLIP(CLIP_CONFIG, Rng(seed)))
 
 
-def told(n, seed=0):
-    """n texts, and n unit vectors."""
-    z_i = Rng(seed + 1).normal((n, 5))
-    return dataclasses.replace(texts(n, seed), vector=z_i / (z_i**2).sum(axis=1, keepdims=True) ** 0.5)
+def prior_of(kind="diffusion", **fields):
+    if kind == "diffusion":
+        return stirred(DiffusionPrior(DiffusionPriorConfig(TEXT, 8, 6, T=70, **fields), Rng(2)))
+    return stirred(AutoregressivePrior(AutoregressivePriorConfig(TEXT, 8, 6, components=3, bins=4), Rng(2)))
 
 
-def test_where_the_embedding_enters(device):
-    """√d z_i beside the time, and after the text as tokens of context, which are never padding."""
-    model, what = made(), told(2)
-    model.unet = Stub()
-    model(Rng(3).normal((2, 4, 4, 2)), np.array([3, 30]), what)
-    [(_, t, context, mask, extra, vector)] = model.unet.asked
-    states, there, z_i = (backend.to_numpy(a) for a in (what.states, what.mask, what.vector))
-    weight, bias = (backend.to_numpy(p.data) for p in (model.image_tokens.weight, model.image_tokens.bias))
-    tokens = (5**0.5 * z_i @ weight + bias).reshape(2, 3, 6)
-    np.testing.assert_array_equal(t, [3, 30])
-    assert_close(vector, 5**0.5 * z_i, rtol=1e-6)
-    assert_close(context, np.concatenate([states, tokens], axis=1), rtol=1e-5)
-    np.testing.assert_array_equal(mask, np.concatenate([there, np.ones((2, 3), bool)], axis=1))
-    assert extra is None
+def decoder_of(**fields):
+    return stirred(Decoder(DecoderConfig(UNET, (8, 8), T=70, tokens=2, **fields), Rng(3)))
 
 
-def test_both_ways_count():
-    model, x, t = made(), Rng(4).normal((2, 4, 4, 2)), np.array([3, 30])
-    for part in (model.unet.vector, model.image_tokens):
-        kept = part.weight.data.copy()
-        part.weight[...] = kept * 0
-        assert (
-            different(model(x, t, told(2)), model(x, t, dataclasses.replace(told(2), vector=told(2, 7).vector))) > 0
-        ).all()
-        part.weight[...] = kept
-    assert (
-        different(model(x, t, told(2)), model(x, t, dataclasses.replace(texts(2, 7), vector=told(2).vector))) > 0
-    ).all()
+def made(prior="diffusion", large=True):
+    upsampler = stirred(Upsampler(UPSAMPLER, Rng(4))) if large else None
+    return DallE2(clip_of(), prior and prior_of(prior), decoder_of(), upsampler)
 
 
-def test_layers_for_the_text_read_the_caption_alone():
-    model, what = made(dataclasses.replace(CONFIG, text_layers=1)), told(2)
-    model.unet = Stub()
-    model(Rng(3).normal((2, 4, 4, 2)), np.array([3, 30]), what)
-    context = model.unet.asked[0][2]
-    assert_close(context[:, :3], model.read(what).numpy(), rtol=1e-6)
-    assert np.abs(context[:, :3] - what.states).max() > 0.1
+def images(n=2, seed=9):
+    return Rng(seed).uniform((n, 8, 8, 3)) * 2 - 1
 
 
-def test_no_embedding_is_an_embedding_of_zero():
-    model, x, t = made(), Rng(4).normal((2, 4, 4, 2)), np.array([3, 30])
-    none, zero = texts(2), dataclasses.replace(texts(2), vector=np.zeros((2, 5), np.float32))
-    assert not different(model(x, t, none), model(x, t, zero)).any()
+def told_to(model, draw):
+    """What the decoder's network is told: the embeddings z_i, and how much of the context is a caption's own tokens."""
+    model.decoder.unet = Stub()
+    last(draw(model))
+    _, _, _, mask, _, vector = model.decoder.unet.asked[0]
+    return vector / 6**0.5, mask.sum(axis=1)
 
 
-def test_guidance_away_from_no_embedding_takes_one_pass():
-    model, x, what = made(), Rng(4).normal((2, 4, 4, 2)), told(2)
-    zero = dataclasses.replace(texts(2, 7), vector=np.zeros((2, 5), np.float32))
-    none, zero = (model.denoiser(what, 2.0, negative)(x, 20).x0 for negative in (texts(2, 7), zero))
-    np.testing.assert_array_equal(none, zero)
-    model.unet = Stub()
-    model.denoiser(what, 2.0, texts(2, 7))(x, 20)
-    [(_, _, _, _, _, vector)] = model.unet.asked
-    assert_close(vector, np.concatenate([5**0.5 * what.vector, np.zeros((2, 5), np.float32)]), rtol=1e-6)
+# -------------------------------------------------------------------------------------- the whole (E29)
 
 
-def test_without_a_mask_all_tokens_are_there():
-    model, x, t = made(), Rng(4).normal((2, 4, 4, 2)), np.array([3, 30])
-    what = told(2)
-    every, none = (dataclasses.replace(what, mask=mask) for mask in (np.ones((2, 3), bool), None))
-    assert different(model(x, t, every), model(x, t, none)).max() < 1e-5
+def check_step_by_step(kind):
+    """E29: z_i ~ p(z_i | y), then x ~ p(x | z_i, y), then the same image larger."""
+    model, prompts = made(kind), ["a red star", "a blue ring on black"]
+    states = list(model.text_to_image(prompts, Rng(3), HOW, guidance=2.0, candidates=3))
+    captions, empty = told_captions(model.clip, prompts), told_captions(model.clip, [""])
+    z_i = model.prior.sample(captions, Rng(3).at(0), candidates=3, empty=empty)
+    told, nothing = Condition(captions.states, captions.mask, z_i), told_texts(model.clip, "")
+    small = list(model.decoder.sample(told, Rng(3).at(1, 0), HOW, guidance=2.0, negative=nothing))
+    large = list(model.upsampler.upsample(small[-1], Rng(3).at(1, 1), HOW))
+    assert len(states) == len(small) + len(large)
+    for x, expected in zip(states, [*small, *large], strict=True):
+        assert_close(x, to_numpy(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_dropped_in_training(device):
-    """Half of the captions, a tenth of the embeddings, as the paper says, each on its own; 0 for an embedding."""
-    n = 600
-    assert (CONFIG.text_drop, CONFIG.image_drop) == (0.5, 0.1)
-    what, empty = told(n), texts(1, 9)
-    drawn = Decoder(CONFIG, Rng(0)).draw(Rng(1).normal((n, 4, 4, 2)), Rng(2), what, empty)
-    states, _, vector = (backend.to_numpy(a) for a in drawn[3:6])
-    no_text = (states == backend.to_numpy(empty.states)).all(axis=(1, 2))
-    no_image = (vector == 0).all(axis=1)
-    for found, share in ((no_text, 0.5), (no_image, 0.1), (no_text & no_image, 0.05)):
-        assert abs(found.mean() - share) < 4 * (share * (1 - share) / n) ** 0.5
-    np.testing.assert_array_equal(states[~no_text], backend.to_numpy(what.states)[~no_text])
-    np.testing.assert_array_equal(vector[~no_image], backend.to_numpy(what.vector)[~no_image])
+def test_first_the_embedding_then_the_image(device):
+    check_step_by_step("autoregressive")
 
 
-def test_on_a_device(device):
-    model, what = made(), told(2)
-    x_0 = last(model.sample(what, Rng(0), Sampling(steps=4), guidance=2.0, negative=texts(1)))
-    assert backend.device_of(x_0) == backend.device() and np.abs(backend.to_numpy(x_0)).max() <= 1 + 1e-5
-    loss = model.loss(Rng(2).normal((2, 4, 4, 2)), Rng(1), what, texts(1))
-    loss.backward()
-    assert np.isfinite(loss.item()) and np.abs(backend.to_numpy(model.image_tokens.weight.grad)).max() > 0
+def test_either_prior_will_do():
+    check_step_by_step("diffusion")
 
 
-def test_it_learns_what_an_embedding_says(tmp_path):
-    """Two embeddings, two images, one and the same text; saved, and loaded again."""
-    model, what = Decoder(dataclasses.replace(CONFIG, T=20, image_drop=0.0), Rng(0)), told(2)
-    x = np.stack([np.full((4, 4, 2), c, np.float32) for c in (-0.7, 0.7)])
-    one_text = dataclasses.replace(texts(1).repeated(16), vector=np.concatenate([what.vector] * 8))
+def test_the_candidates_are_told_apart_by_the_text():
+    """E32: with many candidates the embedding is nearer to z_t than with one."""
+    model, prompts = made(), ["a red star", "a ring", "a square", "a cross"]
+    z_t = to_numpy(model.text_embedding(prompts))
+    one, many = ((to_numpy(model.embed(prompts, Rng(1), n)) * z_t).sum(axis=1) for n in (1, 5))
+    assert (many >= one - 1e-6).all() and many.mean() > one.mean()
 
-    def loss_at(step, rng, share):
-        condition = Condition(*(None if a is None else share.of(a) for a in one_text.arrays))
-        return model.loss(share.of(np.concatenate([x] * 8)), rng, condition, texts(1, 5))
 
-    training = Training(model, TrainSettings(60, 2e-2, warmup=5, ema_decay=0.8), tmp_path / "checkpoint.npz", {})
-    train(training, loss_at, Rng(1), batch_size=16, resume_with="")
-    loaded = Decoder.load(tmp_path)
-    assert loaded.config == model.config
-    drawn = last(
-        loaded.sample(Condition(*(None if a is None else a[:2] for a in one_text.arrays)), Rng(2), Sampling(steps=10))
-    )
-    means = drawn.mean(axis=(1, 2, 3))
-    assert means[0] < -0.5 and means[1] > 0.5
+def test_without_a_prior_the_text_is_taken_for_the_image(device):
+    prompts, model = ["a star", "a ring"], made(None)
+    assert_close(model.embed(prompts, Rng(0)), model.clip.text_embedding(prompts), atol=1e-6)
+
+
+def test_what_the_decoder_is_told():
+    """An embedding and a caption; or only one of them."""
+    z_i = unit(np.random.default_rng(0).normal(size=(2, 6))).astype(np.float32)
+    prompts = ["a red star", "a blue ring on black"]
+    lengths = made().clip.tokens(prompts)[1].sum(axis=1) + 2
+    empty = made().clip.tokens([""])[1].sum() + 2
+    for given_, caption, found, length in (
+        (z_i, prompts, z_i, lengths),
+        (z_i, "", z_i, [empty] * 2),
+        (None, prompts, 0 * z_i, lengths),
+    ):
+        vector, seen = told_to(made(), lambda m, z=given_, y=caption: m.draw(z, y, Rng(0), HOW, guidance=1.0))
+        assert_close(vector, found, atol=1e-6)
+        np.testing.assert_array_equal(seen, length)
+
+
+def test_how_many_states_and_how_large():
+    model, plain = made(), made(large=False)
+    assert (model.size, plain.size) == ((16, 16), (8, 8))
+    assert plain.count_states(Sampling(steps=40)) == 1 + 40
+    assert model.count_states(Sampling(steps=40)) == 1 + 40 + 1 + UPSAMPLING_STEPS
+    states = list(model.draw(None, "a star", Rng(3), HOW))
+    assert len(states) == model.count_states(HOW) == 10 and len(list(plain.draw(None, "a", Rng(3), HOW))) == 5
+    assert [x.shape for x in states] == [(1, 8, 8, 3)] * 5 + [(1, 16, 16, 3)] * 5
+    pictures = [model.pictures(x) for x in states]
+    assert {x.shape for x in pictures} == {(1, 16, 16, 3)} and max(np.abs(x).max() for x in pictures) <= 1
+    np.testing.assert_array_equal(pictures[0][:, ::2, 1::2], states[0].clip(-1, 1))
+
+
+def test_what_is_not_wanted_counts():
+    model = made()
+    a, b = (last(model.draw(None, "a star", Rng(3), HOW, 3.0, negative)) for negative in ("", "red"))
+    assert np.abs(a - b).max() > 1e-4
+
+
+# ----------------------------------------------------------------------------------- manipulations (E34)
+
+
+@PROPERTY
+@given(st.integers(2, 8), st.integers(2, 6), st.floats(0.1, 1), st.integers(0, 2**32))
+def test_points_on_an_arc(n, d, far, seed):
+    """Unit vectors, each as far from the last: the n-th part of the angle, in the plane of the two ends."""
+    a, b = unit(np.random.default_rng(seed).normal(size=(2, 1, d)))
+    points = arc(a, b, n, far)
+    theta = np.arccos(np.clip((a * b).sum(), -1, 1))
+    aside = b - (a * b).sum() * a
+    aside /= np.linalg.norm(aside)
+    for k, point in enumerate(points):
+        angle = far * theta * k / (n - 1)
+        np.testing.assert_allclose(point, (np.cos(angle) * a + np.sin(angle) * aside)[0], atol=1e-5)
+
+
+def test_a_variation_is_told_what_clip_sees_and_nothing_else():
+    model, x = made(), images()
+    vector, seen = told_to(made(), lambda m: m.variations(x, Rng(0), HOW))
+    assert_close(vector, model.clip.image_embedding(x), atol=1e-6)
+    assert set(seen) == {model.clip.tokens([""])[1].sum() + 2}
+    one, other = (last(model.variations(x, Rng(seed), HOW)) for seed in (0, 1))
+    assert np.abs(one - other).max() > 1e-3
+
+
+def test_the_way_from_one_image_to_another(device):
+    """The ends are drawn of the two embeddings and the middle of none of them, all from one noise."""
+    model, x = made(), images()
+    states = [to_numpy(s) for s in model.interpolate(x, 3, Rng(0), HOW)]
+    for k in (0, 5):  # where the decoder and the upsampler begin
+        np.testing.assert_array_equal(states[k], np.repeat(states[k][:1], 3, axis=0))
+    z_i, x_T = model.image_embedding(x), backend.to_device(states[0][:2])
+    ends = to_numpy(last(model.draw(z_i, "", Rng(0), HOW, guidance=1.0, x_T=x_T)))
+    assert_close(states[-1][[0, 2]], ends, rtol=1e-4, atol=1e-5)
+    assert all(np.abs(states[-1][1] - end).max() > 1e-4 for end in ends)
+
+
+def test_a_way_that_leads_nowhere_changes_nothing():
+    x = np.repeat(images(1), 2, axis=0)
+    same = last(made().interpolate(x, 4, Rng(0), HOW))
+    assert_close(same, np.repeat(same[:1], 4, axis=0), atol=1e-5)
+
+
+def test_text_diffs():
+    """The embedding turns towards the difference of two texts, by equal angles; x_T stays."""
+    model, x, x_T = made(), images(1), images(1, seed=5)
+    told, _ = told_to(made(), lambda m: m.text_diff(x, "a star", "a red star", 3, Rng(0), HOW, far=0.4, x_T=x_T))
+    z_old, z_new = model.clip.text_embedding(["a star", "a red star"]).astype(np.float64)
+    z, z_d = model.clip.image_embedding(x)[0].astype(np.float64), unit(z_new - z_old)
+    theta = np.arccos(z @ z_d)
+    expected = [(np.sin((1 - w) * theta) * z + np.sin(w * theta) * z_d) / np.sin(theta) for w in (0, 0.2, 0.4)]
+    assert_close(told, np.array(expected, np.float32), atol=1e-5)
+    first = next(iter(model.text_diff(x, "a star", "a red star", 3, Rng(0), HOW, x_T=x_T)))
+    np.testing.assert_array_equal(to_numpy(first), np.repeat(to_numpy(x_T), 3, axis=0))
+    free = to_numpy(next(iter(model.text_diff(x, "a star", "a red star", 3, Rng(0), HOW))))
+    np.testing.assert_array_equal(free, np.repeat(free[:1], 3, axis=0))
+
+
+def test_an_image_is_drawn_from_its_own_two_coordinates():
+    """DDIM's way back ends near it, and nearer the more steps are taken; from other noise, or of another z_i, not."""
+    model, x = made(large=False), images(2)
+    x = 0.3 * x
+
+    def back(steps, of, x_T=None):
+        return np.abs(last(model.variations(of, Rng(1), Sampling(steps=steps), x_T=x_T)) - x).mean()
+
+    few, many = (back(steps, x, model.invert(x, Rng(0), steps)) for steps in (4, 30))
+    x_T = model.invert(x, Rng(0), 30)
+    assert x_T.shape == x.shape and many < few
+    assert many < 0.5 * back(30, x) and many < 0.9 * back(30, images(2, seed=6), x_T)
+
+
+# ------------------------------------------------------------------------------------- loading, bad input
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])
+def test_it_is_loaded_part_by_part(kind, tmp_path):
+    model = made(kind)
+    for name in ("clip", "prior", "decoder", "upsampler"):
+        (tmp_path / name).mkdir()
+        Training(getattr(model, name), TrainSettings(1), tmp_path / name / checkpoint.NAME, {}).save()
+    loaded = DallE2.load(*(tmp_path / name for name in ("clip", "prior", "decoder", "upsampler")))
+    a, b = (last(m.text_to_image(["a star"], Rng(0), HOW)) for m in (model, loaded))
+    np.testing.assert_array_equal(a, b)
+    less = DallE2.load(tmp_path / "clip", None, tmp_path / "decoder", None)
+    assert less.prior is None and less.upsampler is None
+    with pytest.raises(checkpoint.CheckpointError, match="expected 'diffusion-prior', got 'clip'"):
+        DallE2.load(tmp_path / "clip", tmp_path / "clip", tmp_path / "decoder", None)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    clip, decoder = clip_of(), decoder_of()
+    other = CLIP(dataclasses.replace(CLIP_CONFIG, embedding=7), Rng(0))
+    with pytest.raises(ValueError, match=r"embeddings of 7 numbers; the decoder takes 8 and 6"):
+        DallE2(other, None, decoder)
+    narrow = DiffusionPrior(DiffusionPriorConfig(TEXT, 8, 5), Rng(0))
+    with pytest.raises(ValueError, match=r"width 8 and embeddings of 6 numbers; the prior takes 8 and 5"):
+        DallE2(clip, narrow, decoder)
+    large = Upsampler(dataclasses.replace(UPSAMPLER, size=(24, 32)), Rng(0))
+    with pytest.raises(ValueError, match="decoder draws 8 x 8, the upsampler takes 12 x 16"):
+        DallE2(clip, None, decoder, large)
+
+
+def test_parts_that_were_trained_with_another_clip_are_warned_of():
+    clip = clip_of()
+    known = checkpoint.fingerprint(clip)
+    prior, decoder = prior_of(text_encoder=known), decoder_of(text_encoder=known)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DallE2(clip, prior, decoder)
+    with pytest.warns(UserWarning, match="the decoder was trained with another CLIP"):
+        DallE2(clip_of(7), None, decoder)
+    with pytest.warns(UserWarning, match="the prior was trained with another CLIP"):
+        DallE2(clip_of(7), prior, decoder_of())
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("call", "message"),
     [
-        ({"unet": dataclasses.replace(UNET, context=None)}, "context, .* and a vector, .* got None and 5"),
-        ({"unet": dataclasses.replace(UNET, vector=None)}, "context, .* and a vector, .* got 6 and None"),
-        ({"image_drop": -0.1}, r"dropped image embeddings must be in \[0, 1\], got -0.1"),
-        ({"text_drop": 2}, r"dropped texts must be in \[0, 1\], got 2"),
-        ({"tokens": 0}, "becomes 1 token of context or more, got 0"),
+        (lambda m: m.interpolate(images(), 1, Rng(0)), "2 images or more from one to another, of 2, got 1 of 2"),
+        (lambda m: m.interpolate(images(3), 4, Rng(0)), "got 4 of 3"),
+        (lambda m: m.text_diff(images(1), "a", "a", 3, Rng(0)), "equal texts make no difference: 'a'"),
+        (lambda m: m.text_diff(images(1), "a", "b", 3, Rng(0), far=1.5), r"in \[0, 1\], got 1.5"),
+        (lambda m: m.variations(images()[:, :4], Rng(0)), r"images of shape \(N, 8, 8, 3\), got \(2, 4, 8, 3\)"),
+        (
+            lambda m: m.variations(images(), Rng(0), HOW, x_T=images(3)),
+            "2 images start from as much noise, got x_T of 3",
+        ),
+        (lambda m: m.draw(None, "a", Rng(0), Sampling(steps=71)), r"steps must be in 1\.\.70"),
+        (lambda m: m.text_to_image(["a"], Rng(0), candidates=0), "candidates must be at least 1, got 0"),
+        (lambda m: m.draw(None, "a", Rng(0), guidance=float("nan")), "guidance must be a finite number"),
+        (lambda m: m.draw(None, ["a", "b"], Rng(0), x_T=images(3)), "got x_T of 3"),
     ],
 )
-def test_bad_configurations_are_refused(settings, message):
+def test_bad_calls_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(CONFIG, **settings)
-
-
-def test_bad_calls_are_refused():
-    model, x = made(), np.zeros((2, 4, 4, 2), np.float32)
-    with pytest.raises(ValueError, match="a decoder is told a text, if only the empty one"):
-        model(x, np.array([1, 2]), Condition(vector=told(2).vector))
-    with pytest.raises(ValueError, match="learns from image embeddings, but was told none"):
-        model.draw(x, Rng(0), texts(2), texts(1))
-    with pytest.raises(ValueError, match=r"image embeddings \(2, 5\), got \(1, 5\)"):
-        model(x, np.array([1, 2]), dataclasses.replace(texts(2), vector=told(1).vector))
+        call(made())

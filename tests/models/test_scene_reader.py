@@ -144,6 +144,16 @@ def test_what_it_says_of_a_picture_does_not_depend_on_the_others(device):
         assert_close(model.features(many[i : i + 1]), h[i : i + 1], rtol=1e-4)
 
 
+def test_pictures_that_fit_their_captions(monkeypatch):
+    scenes, reader = Shapes(number=1).scenes(Rng(8), 3, "test"), SceneReader(SceneReaderConfig(), Rng(0))
+    monkeypatch.setattr(SceneReader, "read", lambda reader, images: scenes)
+    captions = [caption(scene, Rng(9), full=True) for scene in scenes]
+    assert reader.fits(None, captions).tolist() == [True, True, True]
+    assert reader.fits(None, [captions[0], *captions[:0:-1]]).tolist() == [True, False, False]
+    with pytest.raises(ValueError, match="longer"):
+        reader.fits(None, captions[:2])
+
+
 @pytest.mark.parametrize("shape", [(0, 8, 8, 3), (2, 8, 9, 3), (2, 8, 8), (2, 8, 8, 1)])
 def test_images_of_another_shape(shape):
     model = SceneReader(SMALL, Rng(0))

@@ -5,7 +5,8 @@ from tinydiff.models.binomial_diffusion import BinomialDiffusion, BinomialDiffus
 from tinydiff.models.cascade import Upsampler, UpsamplerConfig
 from tinydiff.models.classifier import Classifier, ClassifierConfig
 from tinydiff.models.clip import CLIP, CLIPConfig
-from tinydiff.models.dalle2 import Decoder, DecoderConfig
+from tinydiff.models.dalle2 import DallE2
+from tinydiff.models.decoder import Decoder, DecoderConfig
 from tinydiff.models.diffwave import DiffWave, DiffWaveConfig
 from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
 from tinydiff.models.discriminator import AdversarialVAE, LossWeights, PatchDiscriminator
@@ -37,6 +38,7 @@ __all__ = [
     "Classifier",
     "ClassifierConfig",
     "Condition",
+    "DallE2",
     "Decoder",
     "DecoderConfig",
     "DiffWave",

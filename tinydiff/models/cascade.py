@@ -51,10 +51,9 @@ class UpsamplerConfig(TextDiffusionConfig):
             raise ValueError(f"the largest level of noise must be in 0..T = 0..{self.T}, got {self.S}")
 
     @property
-    def small_size(self) -> tuple[int, int]:
+    def low_size(self) -> tuple[int, int]:
         """Height and width of the small images."""
-        height, width = self.size
-        return height // self.factor, width // self.factor
+        return self.size[0] // self.factor, self.size[1] // self.factor
 
 
 class Upsampler(TextDiffusion):
@@ -104,7 +103,7 @@ class Upsampler(TextDiffusion):
         the default, hides the flaws of an image that a model drew. told: the texts, if unet.context. Raises ValueError
         for another level, images of another size, and as `sample` does.
         """
-        expected = (*self.config.small_size, self.config.unet.channels)
+        expected = (*self.config.low_size, self.config.unet.channels)
         if low.ndim != 4 or low.shape[1:] != expected:
             raise ValueError(f"this upsampler takes images (n, {', '.join(map(str, expected))}), got {low.shape}")
         low, level = to_device(low), self.level_of(level)

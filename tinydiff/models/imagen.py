@@ -35,9 +35,9 @@ class Imagen:
     def __init__(self, text_encoder: TrainedTextEncoder, base: TextDiffusion, upsampler: Upsampler):
         """Raises ValueError for parts that do not fit one another; warns if they were trained with another encoder."""
         config = upsampler.config
-        if base.config.size != config.small_size or base.config.unet.channels != config.unet.channels:
+        if base.config.size != config.low_size or base.config.unet.channels != config.unet.channels:
             raise ValueError(
-                f"the upsampler is shown pictures of {(*config.small_size, config.unet.channels)}; "
+                f"the upsampler is shown pictures of {(*config.low_size, config.unet.channels)}; "
                 f"the base model draws {(*base.config.size, base.config.unet.channels)}"
             )
         self.text_encoder, self.base, self.upsampler = text_encoder, base, upsampler

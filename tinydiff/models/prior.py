@@ -58,7 +58,8 @@ class PriorConfig:
 
     transformer: its sizes; it must be causal. context: the width of a text's states. embedding: d, how many numbers
     CLIP has for an image or a text. text_drop: the share of captions that are replaced by the empty one in training,
-    so that guidance has something to move away from (E35).
+    so that guidance has something to move away from (E35). text_encoder: the fingerprint of the CLIP whose embeddings
+    it learned to draw; empty if not known.
 
     Raises ValueError for a transformer that is not causal, sizes below 1, or a share outside [0, 1].
     """
@@ -67,6 +68,7 @@ class PriorConfig:
     context: int = 128
     embedding: int = 128
     text_drop: float = 0.1
+    text_encoder: str = ""
 
     def __post_init__(self) -> None:
         if not self.transformer.causal:

@@ -19,6 +19,7 @@ from tinydiff import image, ops
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import Array, array_module, to_device, to_numpy
 from tinydiff.data.captioned import Shapes
+from tinydiff.data.shape_captions import parse
 from tinydiff.data.shapes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Item, Scene, draw
 from tinydiff.files import PathLike
 from tinydiff.models.trained import load_trained
@@ -151,6 +152,13 @@ class SceneReader(Module):
         """
         reading = Reading(*self._of_each(self, images))
         return [_scene(Reading(*of_one)) for of_one in zip(*reading, strict=True)]
+
+    def fits(self, images: Array, captions: Sequence[str]) -> np.ndarray:
+        """Whether pictures show all that their captions name, bool (N,).
+
+        images: as `read` takes them. Raises ValueError as it does, and as `parse` for captions of nothing known.
+        """
+        return np.array([parse(c).fits(scene) for c, scene in zip(captions, self.read(images), strict=True)])
 
     def _of_each(self, function: Callable[[Tensor], Sequence[Tensor]], images: Array, batch: int = 250) -> list[Any]:
         """What a function says of a batch, for many images, some at a time: its arrays, on the host."""

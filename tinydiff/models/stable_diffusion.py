@@ -10,13 +10,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Self
 
 import numpy as np
 
-from tinydiff import checkpoint
 from tinydiff.backend import Array, to_device, to_numpy
 from tinydiff.diffusion import Prediction, Sampling, Schedule, guided, repaint, sdedit
 from tinydiff.diffusion.inpaint import as_mask
@@ -26,6 +24,7 @@ from tinydiff.models.clip import CLIP
 from tinydiff.models.latent_diffusion import LatentDiffusion
 from tinydiff.models.pixel_diffusion import USUAL_SAMPLING
 from tinydiff.models.text_diffusion import Condition, told_texts
+from tinydiff.models.trained import warn_of_another
 from tinydiff.models.vae import VAE
 from tinydiff.rng import Rng
 
@@ -53,14 +52,8 @@ class StableDiffusion:
                 f"the U-Net draws latents of {drawn} channels and reads texts of width {told}; "
                 f"the autoencoder makes latents of {made}, CLIP's texts have width {said}"
             )
-        for name, part, known in (
-            ("autoencoder", vae, unet.config.autoencoder),
-            ("text encoder", clip, unet.config.text_encoder),
-        ):
-            if known and known != checkpoint.fingerprint(part):
-                warnings.warn(
-                    f"the U-Net was trained with another {name}, and may misunderstand this one", stacklevel=2
-                )
+        warn_of_another("autoencoder", vae, unet.config.autoencoder, "U-Net")
+        warn_of_another("text encoder", clip, unet.config.text_encoder, "U-Net")
         self.vae, self.clip, self.unet = vae, clip, unet
 
     @classmethod

@@ -283,14 +283,18 @@ class TextDiffusion(Module):
         *,
         guidance: float = 1.0,
         negative: Condition | None = None,
+        x_T: Array | None = None,
     ) -> Iterator[Array]:
         """Draw what is told, yielding x_T first, then each state down to x_0 (E19).
 
         told, guidance, negative: as `denoiser` takes them, negative also once for all. how: the sampler and its steps.
-        Equal rng, equal x_T, whatever is told. Raises ValueError for more steps than T, and what is told of another
-        number of images.
+        x_T: the noise to start from, by default `noise` of this rng: equal rng, equal x_T, whatever is told. Raises
+        ValueError for more steps than T, for noise or what is told of another number of images.
         """
         n = len(told)
         negative = None if negative is None else negative.repeated(n)
-        denoise, x_T = self.denoiser(told, guidance, negative, how.clip), self.noise(n, rng.at(0))
+        denoise = self.denoiser(told, guidance, negative, how.clip)
+        x_T = self.noise(n, rng.at(0)) if x_T is None else x_T
+        if len(x_T) != n:
+            raise ValueError(f"{n} images start from as much noise, got x_T of {len(x_T)}")
         return itertools.chain([x_T], how.states(denoise, x_T, self.schedule, rng.at(1)))

@@ -9,7 +9,6 @@ tokens, as BERT does (Devlin et al. 2019); Saharia et al. 2022 compare T5, BERT 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,7 +23,7 @@ from tinydiff.files import PathLike
 from tinydiff.models.clip import CLIP, TextConfig, TextTower, caption_tokens
 from tinydiff.models.text_diffusion import TextDiffusion
 from tinydiff.models.tokenizer import BYTES, END, MERGED, START, Tokenizer, clean
-from tinydiff.models.trained import load_trained
+from tinydiff.models.trained import load_trained, warn_of_another
 from tinydiff.nn import Linear, Module, TransformerConfig
 from tinydiff.rng import Rng
 
@@ -181,6 +180,4 @@ def check_listens(model: TextDiffusion, text_encoder: TrainedTextEncoder) -> Non
     wanted, width = model.config.unet.context, text_encoder.config.text.width
     if wanted != width:
         raise ValueError(f"the U-Net reads texts of width {wanted}, the text encoder's have width {width}")
-    known = model.config.text_encoder
-    if known and known != checkpoint.fingerprint(text_encoder):
-        warnings.warn("a U-Net was trained with another text encoder, and may misunderstand this one", stacklevel=3)
+    warn_of_another("text encoder", text_encoder, model.config.text_encoder, "U-Net")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -29,3 +30,12 @@ def load_trained(path: PathLike, kind: str, make: Callable[[dict[str, Any]], M],
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{checkpoint.find(path)} does not fit this version of tinydiff: {error}") from error
     return model.eval()
+
+
+def warn_of_another(part: str, given: Module, known: str, model: str) -> None:
+    """Warn if a model was trained with another part, such as a text encoder, than it is given.
+
+    part, model: their names. known: the fingerprint of the part that it was trained with, empty if not known.
+    """
+    if known and known != checkpoint.fingerprint(given):
+        warnings.warn(f"the {model} was trained with another {part}, and may misunderstand this one", stacklevel=3)
