@@ -318,8 +318,9 @@ class Sampling:
 
     sampler: a name in SAMPLERS. steps: 1..T; by default all T for "ddpm", else as many as USUAL_STEPS says.
     spacing: see `timesteps`. eta: for "ddim", in [0, 1]. variance: for "ddpm", in VARIANCES, or None, see there.
-    clip: see `denoiser`; True, False or a percentile in (0, 100]. Raises ValueError for a value that is not among
-    these, and for an eta or variance given to a sampler that takes none.
+    clip: True, False or a percentile in (0, 100], for the `denoiser`: a model's `sample` passes it on, and who makes a
+    denoise of their own has chosen already. Raises ValueError for a value that is not among these, and for an eta or
+    variance given to a sampler that takes none.
     """
 
     sampler: str = "ddim"
@@ -355,5 +356,8 @@ class Sampling:
         return self.steps
 
     def states(self, denoise: Denoise, x_T: Array, schedule: Schedule, rng: Rng) -> Iterator[Array]:
-        """The states that the chosen sampler yields, after each of `steps_of(schedule.T)` steps."""
+        """The states that the chosen sampler yields, after each of `steps_of(schedule.T)` steps.
+
+        denoise clips x_0 as it was made to, whatever `clip` is here.
+        """
         return SAMPLERS[self.sampler](denoise, x_T, schedule, rng, self)

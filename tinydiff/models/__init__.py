@@ -12,6 +12,7 @@ from tinydiff.models.digit_vae import DigitVAE, DigitVAEConfig
 from tinydiff.models.discriminator import AdversarialVAE, LossWeights, PatchDiscriminator
 from tinydiff.models.gan import GAN, GANConfig
 from tinydiff.models.glide import TextInpainting
+from tinydiff.models.imagen import Imagen
 from tinydiff.models.karras import KarrasConfig, KarrasDiffusion
 from tinydiff.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from tinydiff.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
@@ -20,7 +21,7 @@ from tinydiff.models.prior import DiffusionPrior, DiffusionPriorConfig, told_cap
 from tinydiff.models.scene_reader import SceneReader, SceneReaderConfig
 from tinydiff.models.stable_diffusion import StableDiffusion
 from tinydiff.models.text_diffusion import Condition, TextDiffusion, TextDiffusionConfig, told_texts
-from tinydiff.models.text_encoder import MaskedTextEncoder, TextEncoderConfig
+from tinydiff.models.text_encoder import MaskedTextEncoder, TextEncoderConfig, load_text_encoder
 from tinydiff.models.tokenizer import Tokenizer
 from tinydiff.models.vae import VAE, VAEConfig
 
@@ -47,6 +48,7 @@ __all__ = [
     "DigitVAE",
     "DigitVAEConfig",
     "GANConfig",
+    "Imagen",
     "KarrasConfig",
     "KarrasDiffusion",
     "LatentDiffusion",
@@ -68,6 +70,7 @@ __all__ = [
     "Upsampler",
     "UpsamplerConfig",
     "VAEConfig",
+    "load_text_encoder",
     "told_captions",
     "told_texts",
 ]

@@ -106,11 +106,15 @@ class Upsampler(TextDiffusion):
         expected = (*self.config.low_size, self.config.unet.channels)
         if low.ndim != 4 or low.shape[1:] != expected:
             raise ValueError(f"this upsampler takes images (n, {', '.join(map(str, expected))}), got {low.shape}")
+        low, level = to_device(low), self.level_of(level)
+        return self.sample(self.shown(low, level, rng.at(2), told.repeated(len(low))), rng, how)
+
+    def level_of(self, level: int | None) -> int:
+        """The level of noise that was asked for, or the usual one, S/6. Raises ValueError if it is not in 0..S."""
         level = self.config.S // 6 if level is None else level
         if not 0 <= level <= self.config.S:
             raise ValueError(f"the level of noise must be in 0..{self.config.S}, got {level}")
-        low = to_device(low)
-        return self.sample(self.shown(low, level, rng.at(2), told.repeated(len(low))), rng, how)
+        return level
 
 
 def smaller(x: Array, factor: int) -> Array:

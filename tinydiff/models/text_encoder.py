@@ -21,8 +21,9 @@ from tinydiff.backend import Array, array_module, to_device, to_numpy
 from tinydiff.checkpoint import CheckpointError
 from tinydiff.files import PathLike
 from tinydiff.models.clip import CLIP, TextConfig, TextTower, caption_tokens
+from tinydiff.models.text_diffusion import TextDiffusion
 from tinydiff.models.tokenizer import BYTES, END, MERGED, START, Tokenizer, clean
-from tinydiff.models.trained import load_trained
+from tinydiff.models.trained import load_trained, warn_of_another
 from tinydiff.nn import Linear, Module, TransformerConfig
 from tinydiff.rng import Rng
 
@@ -156,7 +157,11 @@ class MaskedTextEncoder(Module):
         return [(self.tokenizer.decode([i]).strip(), float(p[i])) for i in (-p).argsort()[:n]]
 
 
-def load_text_encoder(path: PathLike) -> CLIP | MaskedTextEncoder:
+TrainedTextEncoder = CLIP | MaskedTextEncoder
+"""What a U-Net may listen to; each knows its width, config.text.width."""
+
+
+def load_text_encoder(path: PathLike) -> TrainedTextEncoder:
     """The text encoder in a checkpoint, whichever it is: a CLIP's text tower knows pictures, the other texts alone.
 
     path: see `checkpoint.find`. Raises CheckpointError if it cannot be read, or holds another kind of model.
@@ -168,3 +173,11 @@ def load_text_encoder(path: PathLike) -> CLIP | MaskedTextEncoder:
         return MaskedTextEncoder.load(path)
     expected = f"{CLIP.kind!r} or {MaskedTextEncoder.kind!r}"
     raise CheckpointError(f"{path} holds no text encoder: expected {expected}, got {kind!r}")
+
+
+def check_listens(model: TextDiffusion, text_encoder: TrainedTextEncoder) -> None:
+    """Warn if a model was trained with another text encoder. Raises ValueError if it cannot read this one's."""
+    wanted, width = model.config.unet.context, text_encoder.config.text.width
+    if wanted != width:
+        raise ValueError(f"the U-Net reads texts of width {wanted}, the text encoder's have width {width}")
+    warn_of_another("text encoder", text_encoder, model.config.text_encoder, "U-Net")
