@@ -47,8 +47,8 @@ class Recipe:
 
     data: str = "shapes"
     pictures: int = 20_000
-    width: int = 40
-    steps: int = 6000
+    width: int = 32
+    steps: int = 4000
     batch_size: int = 32
     lr: float = 2e-3
     tested: int = 200
@@ -92,8 +92,8 @@ def train(run: Run[Recipe]) -> None:
     source = recipe.source()
     images, _ = source.draw(rng.at(DATA), recipe.pictures)
     unseen = image.to_signed(source.draw(rng.at(PICTURES), recipe.tested, "test")[0])
-    unet = UNetConfig(3, recipe.width, (1, 2), 1, (), patch=4, extra=3, vector=recipe.width)
-    model = Upsampler(UpsamplerConfig(unet, size=images.shape[1:3]), rng.at(WEIGHTS))
+    unet = UNetConfig(3, recipe.width, (1, 2), 1, (), patch=2, extra=3, vector=recipe.width)  # a patch is a small pixel
+    model = Upsampler(UpsamplerConfig(unet, size=images.shape[1:3], target="x0"), rng.at(WEIGHTS))
     loss_at = program.told_loss(model, images, NOTHING, NOTHING, recipe.batch_size, rng.at(ORDER))
 
     def sheet(name: str, steps: int) -> None:

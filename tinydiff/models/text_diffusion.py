@@ -260,7 +260,7 @@ class TextDiffusion(Module):
     def both(self, told: Condition, away: Condition) -> Callable[[Array, Array], tuple[Tensor, Tensor]]:
         """Make (x_t, t) -> ε_θ(x_t, t, told), ε_θ(x_t, t, away), by one pass of a doubled batch.
 
-        For eight images or fewer a processor takes a sixth to a third less time than for two passes.
+        For eight images or fewer a processor takes an eighth to a third less time than for two passes.
         """
         both = told.joined(away)
 
