@@ -121,6 +121,9 @@ for way in ways:
 # %% [markdown]
 # ![interpolation](out/28_interpolation.png)
 #
+# Greys glide. Things do not: a thing is here or there, one or two, green or blue, and where the decoder must choose, it
+# chooses at some $w$, between two neighbours. The largest jump tells how much of the way is made in one step.
+#
 # ## Text diffs
 #
 # How to say "the same, but blue"? As a direction: what the embeddings of two texts differ in,
@@ -146,6 +149,8 @@ show("28_text_diffs.png", rows, [f"{old} to {new}" for _, old, new in diffs])
 
 # %% [markdown]
 # ![text diffs](out/28_text_diffs.png)
+#
+# Size, place and background stay, of which the texts say nothing new; colour or shape switches somewhere on the way.
 #
 # `python examples/dalle2.py --vary picture.png` does all of this with a picture of yours: alone, with `--eta`, `--to`
 # or `--diff`.
