@@ -127,7 +127,9 @@ def config_for(recipe: Recipe, encoder: CLIP | MaskedTextEncoder, images: np.nda
     """The sizes of a model of such images, told by this text encoder."""
     unet = UNetConfig(3, recipe.width, (1, 2), 1, (1,), heads=4, patch=2, context=encoder.config.text.width)
     known = checkpoint.fingerprint(encoder)
-    return TextDiffusionConfig(unet, images.shape[1:3], text_layers=recipe.text_layers, text_encoder=known)
+    return TextDiffusionConfig(
+        unet, images.shape[1:3], schedule="cosine-shifted", text_layers=recipe.text_layers, text_encoder=known
+    )
 
 
 def drawn(model: TextDiffusion, encoder: TextEncoder, prompts: list[str], rng: Rng, steps: int) -> np.ndarray:

@@ -172,6 +172,23 @@ def test_zero_terminal_snr_of_one_step():
 
 
 @PROPERTY
+@given(st.integers(5, 50), st.floats(0.1, 8))
+def test_shifted_divides_the_signal_over_noise(T, ratio):
+    """Hoogeboom et al. 2023, section 3.1: log SNR moves by 2 log ratio, but where beta is clipped."""
+    schedule = Schedule.linear(1000).respaced(range(1000 // T, 1001, 1000 // T))
+    shifted = schedule.shifted(ratio)
+    assert (shifted.beta < 0.999).all() and shifted.T == schedule.T
+    np.testing.assert_allclose(np.log(shifted.snr[1:]), np.log(schedule.snr[1:]) - 2 * math.log(ratio), atol=1e-6)
+
+
+def test_shifted_keeps_an_end_without_signal():
+    assert Schedule.cosine(20).shifted(4).terminal_kl() < 1e-4
+    for ratio in (0, -1, math.nan):
+        with pytest.raises(ValueError, match="must be above 0"):
+            Schedule.cosine(20).shifted(ratio)
+
+
+@PROPERTY
 @given(schedules(), st.data())
 def test_respaced(schedule, data):
     """Nichol & Dhariwal 2021, section 4: the kept times have the alpha_bar they had, whatever their order."""

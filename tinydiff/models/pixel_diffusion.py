@@ -39,6 +39,7 @@ from tinydiff.rng import Rng
 SCHEDULES = {
     "linear": Schedule.linear,
     "cosine": Schedule.cosine,
+    "cosine-shifted": lambda T: Schedule.cosine(T).shifted(4),
     "sigmoid": Schedule.sigmoid,
     "scaled-linear": Schedule.scaled_linear,
     "scaled-linear-zero": lambda T: Schedule.scaled_linear(T).zero_terminal_snr(),
