@@ -48,8 +48,8 @@ SHOWN = 8
 class Recipe:
     """Everything that decides what a run computes, and the defaults of the command line.
 
-    width: of the U-Net. text_layers: blocks of a transformer before it. tested: how many held-out pictures the figures
-    at the end are of. Raises ValueError for numbers below 1.
+    width: of the U-Net. text_layers: blocks of a transformer before it. schedule: of the noise. tested: how many
+    held-out pictures the figures at the end are of. Raises ValueError for numbers below 1.
     """
 
     data: str = "shapes"
@@ -57,6 +57,7 @@ class Recipe:
     clip: str = "clip"
     width: int = 48
     text_layers: int = 2
+    schedule: str = "cosine-shifted"
     steps: int = 9000
     batch_size: int = 32
     lr: float = 2e-3
@@ -80,6 +81,7 @@ def parse() -> argparse.Namespace:
     add("--clip", "of whose embeddings to draw images: the shipped one, or a run of train_clip.py", metavar="RUN")
     add("--width", "of the U-Net")
     add("--text-layers", "of a transformer between CLIP and the U-Net")
+    add("--schedule", "of the noise: cosine-shifted, or another that TextDiffusionConfig knows", metavar="NAME")
     add("--tested", "held-out pictures to measure on at the end")
     program.add_training_flags(parser, usual, "images")
     program.add_run_flags(parser, FOLDER, "steps between sample grids (default: ten a run)")
@@ -140,7 +142,9 @@ def config_for(recipe: Recipe, clip: CLIP, images: np.ndarray) -> DecoderConfig:
         vector=clip.config.embedding,
     )
     known = checkpoint.fingerprint(clip)
-    return DecoderConfig(unet, size=images.shape[1:3], text_layers=recipe.text_layers, text_encoder=known)
+    return DecoderConfig(
+        unet, images.shape[1:3], schedule=recipe.schedule, text_layers=recipe.text_layers, text_encoder=known
+    )
 
 
 def known_of(clip: CLIP, images: np.ndarray, captions: list[str]) -> dict[str, Condition]:

@@ -46,8 +46,8 @@ GUIDANCE = 3.0
 class Recipe:
     """Everything that decides what a run computes, and the defaults of the command line.
 
-    width: of the U-Net. text_layers: blocks of a transformer before it. tested: how many held-out prompts the figure at
-    the end is of. Raises ValueError for numbers below 1.
+    width: of the U-Net. text_layers: blocks of a transformer before it. schedule: of the noise. tested: how many
+    held-out prompts the figure at the end is of. Raises ValueError for numbers below 1.
     """
 
     data: str = "shapes"
@@ -55,6 +55,7 @@ class Recipe:
     text_encoder: str = "clip"
     width: int = 40
     text_layers: int = 2
+    schedule: str = "cosine-shifted"
     steps: int = 9000
     batch_size: int = 32
     lr: float = 2e-3
@@ -78,6 +79,7 @@ def parse() -> argparse.Namespace:
     add("--text-encoder", "what reads the texts: shipped, or of train_clip.py or train_text_encoder.py", metavar="RUN")
     add("--width", "of the U-Net")
     add("--text-layers", "of a transformer between the text encoder and the U-Net")
+    add("--schedule", "of the noise: cosine-shifted, or another that TextDiffusionConfig knows", metavar="NAME")
     add("--tested", "held-out prompts to measure on at the end")
     program.add_training_flags(parser, usual, "images")
     program.add_run_flags(parser, FOLDER, "steps between sample grids (default: ten a run)")
@@ -128,7 +130,7 @@ def config_for(recipe: Recipe, encoder: CLIP | MaskedTextEncoder, images: np.nda
     unet = UNetConfig(3, recipe.width, (1, 2), 1, (1,), heads=4, patch=2, context=encoder.config.text.width)
     known = checkpoint.fingerprint(encoder)
     return TextDiffusionConfig(
-        unet, images.shape[1:3], schedule="cosine-shifted", text_layers=recipe.text_layers, text_encoder=known
+        unet, images.shape[1:3], schedule=recipe.schedule, text_layers=recipe.text_layers, text_encoder=known
     )
 
 

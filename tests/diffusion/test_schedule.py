@@ -174,7 +174,7 @@ def test_zero_terminal_snr_of_one_step():
 @PROPERTY
 @given(st.integers(5, 50), st.floats(0.1, 8))
 def test_shifted_divides_the_signal_over_noise(T, ratio):
-    """Hoogeboom et al. 2023, section 3.1: log SNR moves by 2 log ratio, but where beta is clipped."""
+    """Hoogeboom et al. 2023: log SNR moves by 2 log ratio, but where beta is clipped."""
     schedule = Schedule.linear(1000).respaced(range(1000 // T, 1001, 1000 // T))
     shifted = schedule.shifted(ratio)
     assert (shifted.beta < 0.999).all() and shifted.T == schedule.T

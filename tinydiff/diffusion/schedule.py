@@ -136,7 +136,7 @@ class Schedule:
 
         What is large and plain shows through much noise, since many pixels say the same: on a schedule that suits 8 x 8
         latents, an image of 32 x 32 is decided in the last few steps. A ratio of 32/8 gives both the same time.
-        Raises ValueError for a ratio that is not above 0. (Hoogeboom et al. 2023, section 3.1; Chen 2023)
+        Raises ValueError for a ratio that is not above 0. (Hoogeboom et al. 2023, "simple diffusion"; Chen 2023)
         """
         if not ratio > 0:
             raise ValueError(f"the ratio of the shift must be above 0, got {ratio}")
