@@ -107,7 +107,7 @@ for name, pictures in drawn.items():
 # it is a program, `DallE2.text_to_image`:
 
 # %%
-y = ["a red star", "two things"]
+y = ["a red star", "a big thing"]
 embeddings = model.embed(y, Rng(3), CANDIDATES)  # z_i ~ p(z_i | y): the prior, the better of two candidates
 states = model.draw(embeddings, y, Rng(4), HOW)  # x ~ p(x | z_i, y): the decoder
 pictures = model.pictures(last(states))
@@ -124,7 +124,7 @@ assert embeddings.shape == (2, model.clip.config.embedding)
 # - **no embedding**, the caption alone, which the decoder has seen in training.
 
 # %%
-prompts = ["a red star", "a blue circle", "two things", "a small thing on black"][: 2 if QUICK else 4]
+prompts = ["a red star", "a blue circle", "a big thing", "a small thing on black"][: 2 if QUICK else 4]
 K = 2 if QUICK else 8
 y = [prompt for prompt in prompts for _ in range(K)]
 ways = {
@@ -157,7 +157,7 @@ show("27_prior.png", rows, titles)
 # Put your answer in place of `None` and run the lesson again; it checks what you wrote.
 #
 # 1. In which share of the training pictures is the decoder told nothing at all?
-# 2. CLIP pads a caption to 32 tokens. How many tokens of context does this decoder attend to?
+# 2. CLIP pads a caption to 28 tokens. How many tokens of context does this decoder attend to?
 
 # %%
 told_nothing = None
