@@ -206,13 +206,13 @@ show("29_three_ways.png", rows, titles)
 # as all captions of the training were.
 
 # %%
-scene = Scene((Item("circle", "red", "big", 0.28, 0.5), Item("star", "orange", "small", 0.76, 0.5)), "white")
+scene = Scene((Item("circle", "red", "small", 0.2, 0.5), Item("star", "orange", "big", 0.66, 0.5)), "white")
 picture = to_signed(draw(scene))[None].repeat(N, axis=0)
 at = (np.arange(32) + 0.5) / 32
-hole = (np.abs(at[:, None] - 0.5) < 0.3) & (np.abs(at[None] - 0.76) < 0.22)
-edits = ["a big red circle left of a small blue star on a white background"]
-edits += ["a big red circle left of a small green ring on a white background"]
-edits += ["a big red circle left of a small purple square on a white background", ""]
+hole = (np.abs(at[:, None] - 0.5) < 0.33) & (np.abs(at[None] - 0.66) < 0.31)
+edits = ["a small red circle left of a big blue triangle on a white background"]
+edits += ["a small red circle left of a big green cross on a white background"]
+edits += ["a small red circle left of a big purple ring on a white background", ""]
 edits = edits[:1] if QUICK else edits
 rows, titles = [picture, np.where(hole[..., None], 0, picture)], ["the picture", "what is known"]
 for text in edits:
@@ -226,8 +226,8 @@ show("29_edits.png", rows, titles)
 # %% [markdown]
 # ![edits](out/29_edits.png)
 #
-# `python examples/glide.py "a big red circle left of a small blue star on white" --from picture.png --mask mask.png`
-# does it with a picture of yours.
+# `python examples/glide.py "a small red circle left of a big blue triangle" --from picture.png --mask mask.png` does it
+# with a picture of yours.
 #
 # ## When text and picture disagree
 #
@@ -235,7 +235,7 @@ show("29_edits.png", rows, titles)
 # paint what it was told as far as it can. More guidance is more of the text.
 
 # %%
-text = "a big red circle left of a small blue star on a black background"
+text = "a small red circle left of a big blue triangle on a black background"
 rows, titles = [], []
 for guidance in (1.0, 6.0):
     rows.append(fine_tuned(told_texts(clip, text), guidance, picture, ~hole))
@@ -246,6 +246,8 @@ show("29_disagree.png", rows, titles)
 
 # %% [markdown]
 # ![disagreement](out/29_disagree.png)
+#
+# The picture wins: no part of it turns black. What more guidance does instead is to spoil the shape.
 #
 # ## Exercises
 #
