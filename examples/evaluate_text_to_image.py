@@ -4,6 +4,8 @@
     python examples/evaluate_text_to_image.py --guidance 1,1.5,2,3,5,8     how strongly to guide: guidance.png
     python examples/evaluate_text_to_image.py --run RUN                    a model of train_text_to_image.py
     python examples/evaluate_text_to_image.py --model dalle2               DALL-E 2; --no-prior: without its prior
+    python examples/evaluate_text_to_image.py --model glide                GLIDE, which draws what nothing is known of
+    python examples/evaluate_text_to_image.py --model imagen               Imagen, whose text encoder saw no picture
 
 The prompts are captions of scenes that the training never saw, each naming all there is: one thing; two things; and
 one or two things of which one has a shape and a colour that never went together in training, such as a red triangle.
@@ -15,6 +17,7 @@ open, are drawn eight times each, to see how much the pictures of one prompt dif
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,12 +25,26 @@ from typing import NamedTuple
 import numpy as np
 
 from tinydiff import cli, image, metrics
+from tinydiff.backend import to_numpy
 from tinydiff.data.captioned import Shapes
 from tinydiff.data.shape_captions import parse
 from tinydiff.diffusion import Sampling, last
 from tinydiff.files import atomic_file
-from tinydiff.models import DallE2, SceneReader, StableDiffusion, dalle2, stable_diffusion
+from tinydiff.models import (
+    DallE2,
+    Imagen,
+    SceneReader,
+    StableDiffusion,
+    TextInpainting,
+    dalle2,
+    glide,
+    imagen,
+    load_text_encoder,
+    stable_diffusion,
+    told_texts,
+)
 from tinydiff.models.cascade import smaller
+from tinydiff.models.text_encoder import check_listens
 from tinydiff.rng import Rng
 
 PROMPTS, NOISE, OPEN = range(3)
@@ -75,6 +92,29 @@ def load_dalle2(options: argparse.Namespace) -> Draw:
     return draw
 
 
+def load_glide(options: argparse.Namespace) -> Draw:
+    """A text, a picture of which nothing is known (E36)."""
+    model, encoder = TextInpainting.load(options.glide), load_text_encoder(options.text_encoder or "clip")
+    check_listens(model, encoder)
+
+    def draw(prompts: list[str], rng: Rng, how: Sampling, guidance: float) -> np.ndarray:
+        told, nothing = told_texts(encoder, prompts), told_texts(encoder, "")
+        return to_numpy(last(model.sample(told, rng, how, guidance=guidance, negative=nothing)))
+
+    return draw
+
+
+def load_imagen(options: argparse.Namespace) -> Draw:
+    """A text, a small picture, a large one (E37), with dynamic thresholds."""
+    model = Imagen.load(options.text_encoder or "text_encoder", options.base, options.upsampler)
+
+    def draw(prompts: list[str], rng: Rng, how: Sampling, guidance: float) -> np.ndarray:
+        dynamic = dataclasses.replace(how, clip=imagen.PERCENTILE)
+        return to_numpy(last(model.text_to_image(prompts, rng, dynamic, guidance)))
+
+    return draw
+
+
 class System(NamedTuple):
     """How the flags become something that draws, and the guidance that is usual with it."""
 
@@ -85,6 +125,8 @@ class System(NamedTuple):
 SYSTEMS = {
     "stable-diffusion": System(load_stable_diffusion, stable_diffusion.USUAL_GUIDANCE),
     "dalle2": System(load_dalle2, dalle2.USUAL_GUIDANCE),
+    "glide": System(load_glide, glide.USUAL_GUIDANCE),
+    "imagen": System(load_imagen, imagen.IMAGEN_GUIDANCE),
 }
 
 
@@ -102,10 +144,14 @@ def parse_flags() -> argparse.Namespace:
     which.add_argument("--model", choices=SYSTEMS, default="stable-diffusion", help="default: %(default)s")
     which.add_argument("--run", type=pathlib.Path, metavar="RUN", help="of train_text_to_image.py (default: shipped)")
     which.add_argument("--unet", type=pathlib.Path, metavar="RUN", help="of train_latent_diffusion.py")
-    for part in ("prior", "decoder", "upsampler"):
+    for part in ("prior", "decoder", "upsampler", "glide"):
         which.add_argument(f"--{part}", default=part, metavar="RUN", help=f"of train_{part}.py (default: shipped)")
     without = "dalle2: told the text's embedding instead, or no embedding and the caption alone"
     which.add_argument("--no-prior", nargs="?", choices=("text", "caption"), const="text", help=without)
+    base = "of Imagen, of train_text_to_pixels.py (default: shipped)"
+    which.add_argument("--base", default="imagen", metavar="RUN", help=base)
+    listened = "that GLIDE or Imagen listens to (default: shipped, each its own)"
+    which.add_argument("--text-encoder", metavar="RUN", help=listened)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     cli.add_device(parser)
     out = pathlib.Path("runs/text_to_image_scores")

@@ -23,17 +23,15 @@ from tinydiff import backend, cli, drawing, image
 from tinydiff.backend import Array
 from tinydiff.diffusion import Sampling
 from tinydiff.models import TextInpainting, load_text_encoder, told_texts
+from tinydiff.models.glide import USUAL_GUIDANCE
 from tinydiff.models.text_encoder import TrainedTextEncoder, check_listens
 from tinydiff.rng import Rng
-
-GUIDANCE = 3.0
-"""s of E35, unless told otherwise; GLIDE's own."""
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = cli.parser(__doc__)
-    drawing.add_flags(parser, GUIDANCE)
+    drawing.add_flags(parser, USUAL_GUIDANCE)
     what = parser.add_argument_group("into which picture")
     what.add_argument("--from", dest="source", metavar="PNG", help="paint into this picture")
     part = "the part to paint: left, right, top, bottom, centre or all; or a picture, black where to paint"

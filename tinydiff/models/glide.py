@@ -17,6 +17,9 @@ from tinydiff.models.pixel_inpainting import check_known, check_shown, seeing_mo
 from tinydiff.models.text_diffusion import Condition, TextDiffusion, TextDiffusionConfig
 from tinydiff.rng import Rng
 
+USUAL_GUIDANCE = 3.0
+"""s of E35, unless told otherwise; GLIDE's own."""
+
 
 class TextInpainting(TextDiffusion):
     """A TextDiffusion whose U-Net is shown, beside x_t, the image with its unknown pixels set to 0, and the mask.
