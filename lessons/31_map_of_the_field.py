@@ -186,7 +186,9 @@ N, K, SHOWN = (2, 2, 2) if QUICK else (16, 6, 4)  # of each kind; of an open pro
 asked = {
     "one thing": Shapes(number=1, full=True).draw(Rng(1), N, "test")[1],
     "two things": Shapes(number=2, full=True).draw(Rng(2), N, "test")[1],
-    "open": [prompt for prompt in ("a red star", "a blue circle", "a big thing")[: 2 if QUICK else 3] for _ in range(K)],
+    "open": [
+        prompt for prompt in ("a red star", "a blue circle", "a big thing")[: 2 if QUICK else 3] for _ in range(K)
+    ],
 }
 prompts = [prompt for some in asked.values() for prompt in some]
 right, spread, cost, sheet, copies = {}, {}, {}, [], []
