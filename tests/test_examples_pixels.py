@@ -158,7 +158,7 @@ def test_the_upsampler(train, stop_after_two):
 
 def test_text_to_pixels(train, stop_after_two, text_encoder):
     """Told by an encoder of texts alone, whose width it takes."""
-    flags = ["--text-encoder", text_encoder, "--width", 8, *TOY]
+    flags = ["--text-encoder", text_encoder, "--width", 8, "--patch", 2, "--target", "v", *TOY]
     out = train(TO_PIXELS, *flags, "--out", "whole")
     assert "of 8 prompts are drawn" in out and "tinydiff export whole imagen.npz" in out
     for script in ("train_glide.py", "imagen.py"):
@@ -171,6 +171,7 @@ def test_text_to_pixels(train, stop_after_two, text_encoder):
     assert_same_runs("whole", "runs/text_to_pixels", TextDiffusion.kind)
     config = TextDiffusion.load("whole").config
     assert (config.unet.context, config.unet.base, config.text_layers) == (12, 8, 2)
+    assert (config.unet.patch, config.unet.attention, config.target) == (2, (1,), "v")
     assert config.text_encoder == checkpoint.fingerprint(MaskedTextEncoder.load(text_encoder))
 
 
