@@ -98,7 +98,7 @@ SYSTEMS = {
 # %% [markdown]
 # ## What is diffused, and by how many parameters
 #
-# Each stage diffuses an array of some size, of which a U-Net may gather patches first: then it begins with fewer places.
+# Each stage diffuses an array of some size. A U-Net may gather patches of it first: then it begins with fewer places.
 # The parameters are those that a drawing needs: an autoencoder's encoder and CLIP's image tower stay at home.
 
 
