@@ -186,7 +186,7 @@ assert tried["products"] == 2 * 8 * 8 * 3 * 5 + 2 * 4 * 4 * (3 * 3 * 3) * 7
 # difference of two pictures of one prompt, at that size.
 
 # %%
-N, K, SHOWN = (2, 2, 2) if QUICK else (16, 6, 4)  # of each kind; of an open prompt; on the sheet
+N, K, SHOWN = (2, 2, 2) if QUICK else (12, 6, 4)  # of each kind; of an open prompt; on the sheet
 asked = {
     "one thing": Shapes(number=1, full=True).draw(Rng(1), N, "test")[1],
     "two things": Shapes(number=2, full=True).draw(Rng(2), N, "test")[1],
