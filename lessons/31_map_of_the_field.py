@@ -34,6 +34,7 @@ from tinydiff.image import grid
 from tinydiff.metrics import diversity
 from tinydiff.models import CLIP, DallE2, Imagen, SceneReader, StableDiffusion, TextInpainting, told_texts
 from tinydiff.models.cascade import larger, smaller
+from tinydiff.models.glide import USUAL_GUIDANCE
 from tinydiff.models.imagen import PERCENTILE
 from tinydiff.models.prior import DiffusionPrior
 from tinydiff.nn import Conv2d, Linear, UNet
@@ -79,7 +80,7 @@ def by_dalle2(prompts, rng):
 def by_glide(prompts, rng):
     """Pixels (E35, E36)."""
     told, nothing = told_texts(clip, prompts), told_texts(clip, "")
-    return last(glide.sample(told, rng, HOW, guidance=3.0, negative=nothing))
+    return last(glide.sample(told, rng, HOW, guidance=USUAL_GUIDANCE, negative=nothing))
 
 
 def by_imagen(prompts, rng):
@@ -97,8 +98,8 @@ SYSTEMS = {
 # %% [markdown]
 # ## What is diffused, and by how many parameters
 #
-# Each stage diffuses an array of some size. The parameters are those that a drawing needs: an autoencoder's encoder and
-# CLIP's image tower stay at home.
+# Each stage diffuses an array of some size. A U-Net may gather patches of it first: then it begins with fewer places.
+# The parameters are those that a drawing needs: an autoencoder's encoder and CLIP's image tower stay at home.
 
 
 # %%
@@ -112,12 +113,15 @@ def parameters(*parts):
     return sum(part.count_parameters() for part in parts)
 
 
-diffused = {
-    "Stable Diffusion": [numbers(stable.unet)],
-    "DALL-E 2": [dalle2.prior.config.embedding, numbers(dalle2.decoder), numbers(dalle2.upsampler)],
-    "GLIDE": [numbers(glide)],
-    "Imagen": [numbers(imagen.base), numbers(imagen.upsampler)],
+stages = {
+    "Stable Diffusion": [stable.unet],
+    "DALL-E 2": [dalle2.decoder, dalle2.upsampler],
+    "GLIDE": [glide],
+    "Imagen": [imagen.base, imagen.upsampler],
 }
+diffused = {name: [numbers(stage) for stage in some] for name, some in stages.items()}
+diffused["DALL-E 2"].insert(0, dalle2.prior.config.embedding)
+begins = {name: [stage.config.size[0] // stage.config.unet.patch for stage in some] for name, some in stages.items()}
 size = {
     "Stable Diffusion": parameters(clip.text, stable.unet, stable.vae.decoder, stable.vae.conv_z),
     "DALL-E 2": parameters(clip.text, clip.text_head, dalle2.prior, dalle2.decoder, dalle2.upsampler),
@@ -182,7 +186,7 @@ assert tried["products"] == 2 * 8 * 8 * 3 * 5 + 2 * 4 * 4 * (3 * 3 * 3) * 7
 # difference of two pictures of one prompt, at that size.
 
 # %%
-N, K, SHOWN = (2, 2, 2) if QUICK else (16, 6, 4)  # of each kind; of an open prompt; on the sheet
+N, K, SHOWN = (2, 2, 2) if QUICK else (12, 6, 4)  # of each kind; of an open prompt; on the sheet
 asked = {
     "one thing": Shapes(number=1, full=True).draw(Rng(1), N, "test")[1],
     "two things": Shapes(number=2, full=True).draw(Rng(2), N, "test")[1],
@@ -197,8 +201,8 @@ for name, draw in SYSTEMS.items():
         pictures = np.clip(draw(prompts, Rng(3)), -1, 1)
     cost[name] = {what: total / len(prompts) for what, total in count.items()}
     small = smaller(pictures, pictures.shape[1] // reader.config.size)
-    fits = reader.fits(small, prompts)
-    right[name] = {"one thing": fits[:N].mean(), "two things": fits[N : 2 * N].mean()}
+    fits = reader.fits(small[: 2 * N], prompts[: 2 * N])
+    right[name] = {"one thing": fits[:N].mean(), "two things": fits[N:].mean()}
     spread[name] = diversity(small[2 * N :].reshape(-1, K, small[0].size))
     whole = larger(pictures, 64 // pictures.shape[1])  # 32 pixels a side, each drawn as 2 x 2
     sheet.append(np.concatenate([whole[:SHOWN], whole[N : N + SHOWN]]))
@@ -240,7 +244,8 @@ def row(title, value):
 row("", str)
 print(f"|{'-' * 36}|" + f"{'-' * 20}|" * len(SYSTEMS))
 row("numbers that are diffused", lambda name: " + ".join(map(str, diffused[name])))
-row("pixels of the picture", lambda name: "64 x 64" if len(diffused[name]) > 1 else "32 x 32")
+row("places that U-Nets begin with", lambda name: " + ".join(f"{side} x {side}" for side in begins[name]))
+row("pixels of the picture", lambda name: "64 x 64" if len(stages[name]) > 1 else "32 x 32")
 row("parameters that draw, millions", lambda name: f"{size[name] / 1e6:.1f}")
 row("U-Net evaluations", lambda name: f"{cost[name]['UNet']:.0f}")
 row("prior evaluations", lambda name: f"{cost[name].get('DiffusionPrior', 0):.0f}")
@@ -250,17 +255,20 @@ row("  as a ratio to the fewest", lambda name: f"{cost[name]['products'] / least
 for kind in ("one thing", "two things"):
     row(f"{kind}: as the text says", lambda name, kind=kind: f"{right[name][kind]:.0%}")
 row("two pictures of a prompt differ by", lambda name: f"{spread[name].value:.2f} ± {spread[name].error:.2f}")
-print(f"\nper picture, {STEPS} steps of DDIM; the shares are of {N} pictures each, and so may be off by ", end="")
-print(f"{50 / N**0.5:.0f} points")
+print(
+    f"\nper picture, {STEPS} steps of DDIM; the shares are of {N} pictures each, and have a standard error of ", end=""
+)
+print(f"up to {50 / N**0.5:.0f} points")
 
 # %% [markdown]
 # ## What each idea bought
 #
-# **Latents** are the cheapest thing to diffuse. An autoencoder that is trained once makes 3072 numbers into 256, and
-# then every step, every guidance, every training is done on those; the decoder, one pass at the end, puts the pixels
-# back. The price is paid there, too: what the autoencoder cannot describe, no diffusion can draw. That is why Stable
-# Diffusion, and nearly all that came after it, fits on a graphics card at home: the larger the picture, the more it
-# saves.
+# **Latents** are the least to diffuse. An autoencoder that is trained once makes 3072 numbers into 256, and then every
+# step, every guidance, every training is done on those; the decoder, one pass at the end, puts the pixels back. That
+# is why Stable Diffusion, and nearly all that came after it, fits on a graphics card at home: the larger the picture,
+# the more is saved. Why is it not twelve times here? Our pixel models gather patches of pixels before they begin, and
+# the latent one has spent what it saved on more parameters. The price is paid at the end: what the autoencoder cannot
+# describe, no diffusion can draw.
 #
 # **An embedding first** buys a place to stand: an image *has* an embedding, and one can vary it, walk from one to
 # another, move it along a text (lesson 28). It also buys choice: of what the text leaves open, the prior decides a part
