@@ -148,8 +148,8 @@ def parse_flags() -> argparse.Namespace:
         which.add_argument(f"--{part}", default=part, metavar="RUN", help=f"of train_{part}.py (default: shipped)")
     without = "dalle2: told the text's embedding instead, or no embedding and the caption alone"
     which.add_argument("--no-prior", nargs="?", choices=("text", "caption"), const="text", help=without)
-    base = "of Imagen, of train_text_to_pixels.py (default: shipped)"
-    which.add_argument("--base", default="imagen", metavar="RUN", help=base)
+    base = "of Imagen, of train_text_to_pixels.py (default: %(default)s)"
+    which.add_argument("--base", default="runs/text_to_pixels", metavar="RUN", help=base)
     listened = "that GLIDE or Imagen listens to (default: shipped, each its own)"
     which.add_argument("--text-encoder", metavar="RUN", help=listened)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")

@@ -11,9 +11,9 @@ Strong guidance drives pixels beyond black and white: static thresholds cut them
 picture back. Noise is put on the small picture before the second model sees it, so that it need not believe all that
 the first one drew: --level says how much.
 
-The package brings the models along; the flags at the end take runs of train_text_encoder.py, train_text_to_pixels.py
-and train_upsampler.py. Equal seeds give equal pictures. Beside the picture, a strip shows the way from noise, first of
-the small picture, then of the large one.
+The package brings the text encoder and the upsampler along; the model between them, --base, is a run of
+train_text_to_pixels.py --text-encoder text_encoder. Equal seeds give equal pictures. Beside the picture, a strip
+shows the way from noise, first of the small picture, then of the large one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def parse() -> argparse.Namespace:
     how.add_argument("--level", type=int, metavar="N", help=noise)
     which = parser.add_argument_group("which models")
     which.add_argument("--text-encoder", default="text_encoder", metavar="RUN", help="or a CLIP (default: shipped)")
-    which.add_argument("--base", default="imagen", metavar="RUN", help="draws small pictures (default: shipped)")
+    which.add_argument(
+        "--base", default="runs/text_to_pixels", metavar="RUN", help="draws small pictures (default: %(default)s)"
+    )
     which.add_argument("--upsampler", default="upsampler", metavar="RUN", help="makes them larger (default: shipped)")
     return parser.parse_args()
 

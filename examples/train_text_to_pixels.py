@@ -125,7 +125,7 @@ def train(run: Run[Recipe]) -> None:
             report(model, encoder, recipe.tested, rng.at(PICTURES))
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     print(f"The prompts in {folder / 'prompts.txt'}, drawn: {folder / 'samples.png'}")
-    print(f"Put the model into a small file:\n  {program.export_command(folder, 'imagen.npz')}")
+    print(f"Put the model into a small file:\n  {program.export_command(folder, 'text_to_pixels.npz')}")
     glide, imagen = (pathlib.Path(__file__).with_name(name) for name in ("train_glide.py", "imagen.py"))
     flags = "--base", folder, "--text-encoder", recipe.text_encoder
     print(f"Teach it to paint into pictures, as GLIDE does:\n  {cli.command(glide, *flags)}")

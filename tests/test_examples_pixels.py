@@ -160,7 +160,7 @@ def test_text_to_pixels(train, stop_after_two, text_encoder):
     """Told by an encoder of texts alone, whose width it takes."""
     flags = ["--text-encoder", text_encoder, "--width", 8, "--patch", 2, "--target", "v", *TOY]
     out = train(TO_PIXELS, *flags, "--out", "whole")
-    assert "of 8 prompts are drawn" in out and "tinydiff export whole imagen.npz" in out
+    assert "of 8 prompts are drawn" in out and "tinydiff export whole text_to_pixels.npz" in out
     for script in ("train_glide.py", "imagen.py"):
         assert re.search(rf"{script} .*--base whole --text-encoder {text_encoder}\n", out)
     for name in ("samples_000000.png", "samples_000004.png", "samples.png"):

@@ -51,9 +51,12 @@ class Imagen:
 
     @classmethod
     def load(
-        cls, text_encoder: PathLike = "text_encoder", base: PathLike = "imagen", upsampler: PathLike = "upsampler"
+        cls,
+        text_encoder: PathLike = "text_encoder",
+        base: PathLike = "runs/text_to_pixels",
+        upsampler: PathLike = "upsampler",
     ) -> Self:
-        """Imagen made of these trained parts, by default the shipped ones. Raises CheckpointError as each does.
+        """Imagen made of these trained parts; all but the base are shipped. Raises CheckpointError as each does.
 
         text_encoder: one trained on texts alone, or a CLIP, whichever the base model listened to in training.
         """
