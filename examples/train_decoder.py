@@ -57,7 +57,7 @@ class Recipe:
     clip: str = "clip"
     width: int = 48
     text_layers: int = 2
-    schedule: str = "cosine-shifted"
+    schedule: str = "cosine"
     steps: int = 9000
     batch_size: int = 32
     lr: float = 2e-3
@@ -81,7 +81,7 @@ def parse() -> argparse.Namespace:
     add("--clip", "of whose embeddings to draw images: the shipped one, or a run of train_clip.py", metavar="RUN")
     add("--width", "of the U-Net")
     add("--text-layers", "of a transformer between CLIP and the U-Net")
-    add("--schedule", "of the noise: cosine-shifted, or another that TextDiffusionConfig knows", metavar="NAME")
+    add("--schedule", "of the noise: cosine, cosine-shifted, or another that TextDiffusionConfig knows", metavar="NAME")
     add("--tested", "held-out pictures to measure on at the end")
     program.add_training_flags(parser, usual, "images")
     program.add_run_flags(parser, FOLDER, "steps between sample grids (default: ten a run)")
