@@ -354,7 +354,7 @@ def _function(name: str, keywords: str) -> Callable[..., Any]:
         if name not in FUSED_FUNCTIONS or set(settings) - {"out"}:
             raise TypeError(f"{name}({', '.join(settings)}) cannot be part of a fused function")
         values = [a._value if isinstance(a, _Traced) else _unwrap(a) for a in args]
-        if not any(isinstance(value, np.ndarray) for value in values):
+        if all(type(value) in (bool, int, float) for value in values):  # NumPy makes its own of an array without axes
             raise TypeError(f"{name} of numbers alone: a fused function computes it in half precision")
         out = settings.get("out")
         if isinstance(out, _Traced) and not isinstance(out._value, np.ndarray):
