@@ -80,7 +80,7 @@ def test_broadcast_rows_and_two_results(first, monkeypatch):
 def test_adam_works_in_place(monkeypatch):
     calls = runs_compiled(monkeypatch)
     arrays = [np.abs(draw(N, seed=i)) for i in range(4)]
-    numbers = (0.5, 0.9, 0.999, 1e-3, 1e-8)
+    numbers = (0.5, 0.9, 0.1, 0.999, 0.001, 1e-3, 1e-8)
     expected = by_numpy(_adam, *[a.copy() for a in arrays], *numbers)
     _adam(*arrays, *numbers, out=tuple(arrays[:3]))
     for got, wanted in zip(arrays[:3], expected, strict=True):
