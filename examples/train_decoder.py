@@ -1,6 +1,6 @@
 """Train DALL-E 2's decoder in miniature: diffusion on pixels, told CLIP's embedding of the image and a caption (E33).
 
-    python examples/train_decoder.py                        with the shipped CLIP: three quarters of an hour on one core
+    python examples/train_decoder.py                        with the shipped CLIP: about an hour on one core
     python examples/train_decoder.py --clip RUN             with the one that you trained (train_clip.py)
     python examples/train_decoder.py --data pictures/       your own images and captions
     python examples/train_decoder.py --resume runs/decoder  go on after Ctrl-C, or after the power went
