@@ -58,6 +58,10 @@ class Recipe:
     width: int = 48
     text_layers: int = 2
     schedule: str = "cosine"
+    patch: int = 2
+    target: str = "v"
+    v_loss: bool = False
+    pooled: bool = True
     steps: int = 9000
     batch_size: int = 32
     lr: float = 2e-3
@@ -82,6 +86,10 @@ def parse() -> argparse.Namespace:
     add("--width", "of the U-Net")
     add("--text-layers", "of a transformer between CLIP and the U-Net")
     add("--schedule", "of the noise: cosine, cosine-shifted, or another that TextDiffusionConfig knows", metavar="NAME")
+    add("--patch", "height and width, in pixels, of the squares that the U-Net sees as one")
+    add("--target", "what it predicts: eps, x0 or v (E15)", metavar="NAME")
+    add("--v-loss", "measure the error of an x0 as that of its v")
+    add("--pooled", "tell the U-Net the mean of the text's states beside the time")
     add("--tested", "held-out pictures to measure on at the end")
     program.add_training_flags(parser, usual, "images")
     program.add_run_flags(parser, FOLDER, "steps between sample grids (default: ten a run)")
@@ -137,13 +145,20 @@ def config_for(recipe: Recipe, clip: CLIP, images: np.ndarray) -> DecoderConfig:
         blocks=1,
         attention=(1,),
         heads=4,
-        patch=2,
+        patch=recipe.patch,
         context=clip.config.text.width,
         vector=clip.config.embedding,
+        pooled=recipe.pooled,
     )
     known = checkpoint.fingerprint(clip)
     return DecoderConfig(
-        unet, images.shape[1:3], schedule=recipe.schedule, text_layers=recipe.text_layers, text_encoder=known
+        unet,
+        images.shape[1:3],
+        schedule=recipe.schedule,
+        target=recipe.target,
+        v_loss=recipe.v_loss,
+        text_layers=recipe.text_layers,
+        text_encoder=known,
     )
 
 

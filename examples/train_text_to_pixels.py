@@ -60,7 +60,10 @@ class Recipe:
     text_encoder: str = "clip"
     width: int = 56
     patch: int = 4
+    schedule: str = "cosine"
     target: str = "x0"
+    v_loss: bool = True
+    pooled: bool = True
     text_layers: int = 2
     steps: int = 6000
     batch_size: int = 64
@@ -85,7 +88,10 @@ def parse() -> argparse.Namespace:
     add("--text-encoder", "what reads the texts: shipped, or of train_clip.py or train_text_encoder.py", metavar="RUN")
     add("--width", "of the U-Net")
     add("--patch", "height and width, in pixels, of the squares that the U-Net sees as one")
+    add("--schedule", "of the noise: cosine, cosine-shifted, or another that TextDiffusionConfig knows", metavar="NAME")
     add("--target", "what it predicts: eps, x0 or v (E15)", metavar="NAME")
+    add("--v-loss", "measure the error of an x0 as that of its v")
+    add("--pooled", "tell the U-Net the mean of the text's states beside the time")
     add("--text-layers", "of a transformer between the text encoder and the U-Net")
     add("--tested", "held-out prompts to measure on at the end")
     program.add_training_flags(parser, usual, "images")
@@ -136,9 +142,27 @@ def config_for(recipe: Recipe, encoder: CLIP | MaskedTextEncoder, images: np.nda
     """The sizes of a model of such images, told by this text encoder."""
     size, patch = images.shape[1:3], recipe.patch
     attention = tuple(level for level in (0, 1) if min(size) // (patch << level) <= ATTENTION)
-    unet = UNetConfig(3, recipe.width, (1, 2), 1, attention, heads=4, patch=patch, context=encoder.config.text.width)
+    unet = UNetConfig(
+        3,
+        recipe.width,
+        (1, 2),
+        1,
+        attention,
+        heads=4,
+        patch=patch,
+        context=encoder.config.text.width,
+        pooled=recipe.pooled,
+    )
     known = checkpoint.fingerprint(encoder)
-    return TextDiffusionConfig(unet, size, target=recipe.target, text_layers=recipe.text_layers, text_encoder=known)
+    return TextDiffusionConfig(
+        unet,
+        size,
+        schedule=recipe.schedule,
+        target=recipe.target,
+        v_loss=recipe.v_loss,
+        text_layers=recipe.text_layers,
+        text_encoder=known,
+    )
 
 
 def drawn(model: TextDiffusion, encoder: TextEncoder, prompts: list[str], rng: Rng, steps: int) -> np.ndarray:

@@ -67,6 +67,11 @@ class Run(Generic[R]):
 def add_flag(flags: argparse._ActionsContainer, usual: Any, name: str, help: str, metavar: str | None = None) -> None:
     """Add the flag of a field of the recipe `usual`, whose type it has, and whose value --help gives as the default."""
     value = getattr(usual, name.removeprefix("--").replace("-", "_"))
+    if isinstance(value, bool):
+        flags.add_argument(
+            name, action=argparse.BooleanOptionalAction, help=f"{help} (default: {'yes' if value else 'no'})"
+        )
+        return
     default = f"{value:,}" if isinstance(value, int) else value
     metavar = metavar or {int: "N", float: "X"}.get(type(value))
     flags.add_argument(name, type=type(value), metavar=metavar, help=f"{help} (default: {default})")

@@ -159,6 +159,10 @@ def unet(x, t, w, config, label=None, context=None, mask=None, extra=None, vecto
         emb = emb + w["label.weight"][np.zeros(len(x), int) if label is None else label + 1]
     if config.vector:
         emb = emb + linear(vector, part(w, "vector"))
+    if config.pooled:
+        there = np.ones(context.shape[:2], bool) if mask is None else mask
+        mean = np.stack([tokens[rows].mean(axis=0) for tokens, rows in zip(context, there, strict=True)])
+        emb = emb + linear(mean, part(w, "pooled"))
     emb, p = silu(emb), config.patch
     shown = [x] if extra is None else [x, extra]
     shown += [wave(2**n * np.pi * x) for n in config.fourier for wave in (np.sin, np.cos)]

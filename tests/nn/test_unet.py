@@ -7,6 +7,8 @@ What each level gives for 32 x 32 images and the default configuration (widths 3
      8 x 8                                           | 2 stages, middle, 3 stages, up to |
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from tests.nn.common import draw, layer_gradcheck, randomised
 from tinydiff import Tensor, autograd, ops
 from tinydiff.backend import to_device
 from tinydiff.nn import Downsample, UNet, UNetConfig, Upsample
-from tinydiff.nn.unet import Stage
+from tinydiff.nn.unet import Stage, mean_token
 from tinydiff.rng import Rng
 
 SMALL = UNetConfig(channels=2, base=4, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, groups=2)
@@ -33,6 +35,7 @@ CONFIGS = {
     "extra": UNetConfig(channels=2, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2, extra=3),
     "outputs": UNetConfig(channels=2, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2, outputs=4),
     "vector": UNetConfig(base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, vector=5),
+    "pooled": UNetConfig(base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, context=5, pooled=True),
     "patch": UNetConfig(channels=3, base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, patch=2),
     "all": UNetConfig(
         channels=2,
@@ -47,6 +50,7 @@ CONFIGS = {
         patch=2,
         extra=1,
         vector=6,
+        pooled=True,
     ),
 }
 T_BATCH = np.array([1, 700, 3])
@@ -282,6 +286,31 @@ def test_the_vector_counts_for_each_image_alone():
     assert changed[1] > 1e-6 and changed[0] == changed[2] == 0
 
 
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_the_mean_of_the_tokens_that_are_there(mask):
+    tokens = draw(3, 4, 5)
+    there = [range(4)] * 3 if mask is None else [np.flatnonzero(row) for row in mask]
+    expected = np.stack([tokens[i, rows].mean(axis=0) for i, rows in enumerate(there)])
+    assert_close(mean_token(Tensor(tokens), mask).data, expected, rtol=1e-12)
+
+
+def test_pooled_tokens_count_where_nothing_attends():
+    """Only by their mean: the order of the tokens and the padding do not matter."""
+    config = dataclasses.replace(CONFIGS["pooled"], multipliers=(1,))
+    model, (x, conditions) = made(config), inputs(config)
+    model.middle = model.middle[1:]  # the stage that attends
+    context = conditions["context"]
+
+    def drawn(context, mask=MASK):
+        return model(Tensor(x), T_BATCH, context=Tensor(context), mask=mask)
+
+    y = drawn(context)
+    assert difference(y, drawn(context[:, ::-1], MASK[:, ::-1])).max() < 1e-12
+    assert not difference(y, drawn(np.where(MASK[..., None], context, 1e3))).any()
+    changed = difference(y, drawn(context + np.array([0, 1, 0])[:, None, None]))
+    assert changed[1] > 1e-6 and changed[0] == changed[2] == 0
+
+
 def test_dropout_only_in_training():
     config = UNetConfig(base=4, multipliers=(1, 2), blocks=1, attention=(), groups=2, dropout=0.3)
     model, x = made(config), Tensor(draw(3, 4, 4, 1))
@@ -371,6 +400,7 @@ def test_conditions_that_do_not_fit_are_refused(name, arguments, message):
         ({"patch": 0}, "sizes of at least 1"),
         ({"outputs": -1}, "sizes of at least 1"),
         ({"vector": 0}, "sizes of at least 1"),
+        ({"pooled": True}, "without a context there are no tokens"),
         ({"extra": -1}, "sizes of at least 1"),
         ({"multipliers": (1, 0)}, "sizes of at least 1"),
     ],

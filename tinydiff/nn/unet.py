@@ -36,7 +36,11 @@ class UNetConfig:
     image that it is shown beside the noisy one; outputs: channels that it gives, None for as many as the images have;
     fourier: exponents n whose sin(2^n π x) and cos(2^n π x) are shown beside the image x (Kingma et al. 2021, App. C),
     since a network looks past differences as small as that of neighbouring grey levels, in which most bits lie; vector:
-    how many numbers it is told beside the time, such as an embedding of the image that is wanted (E33), or None.
+    how many numbers it is told beside the time, such as an embedding of the image that is wanted (E33), or None;
+    pooled: whether it is told the mean of the text's tokens beside the time too, as Imagen's (Saharia et al. 2022,
+    section 2.1): what holds of the whole image, such as its background, need not be attended to from every place.
+
+    Raises ValueError for sizes that do not fit one another, or pooled without a context.
     """
 
     channels: int = 1
@@ -54,6 +58,7 @@ class UNetConfig:
     outputs: int | None = None
     fourier: tuple[int, ...] = ()
     vector: int | None = None
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.channels, self.base, self.blocks, self.patch, self.outputs, self.vector, *self.multipliers)
@@ -65,6 +70,8 @@ class UNetConfig:
             raise ValueError(f"base ({self.base}) must be even: a time has as many sines as cosines")
         if self.base % self.groups:
             raise ValueError(f"groups ({self.groups}) must divide base ({self.base})")
+        if self.pooled and self.context is None:
+            raise ValueError("without a context there are no tokens to tell the mean of")
 
 
 class UNet(Module):
@@ -82,6 +89,7 @@ class UNet(Module):
         self.time = TimeEmbedding(config.base, embedding, rng)
         self.label = Embedding(config.classes + 1, embedding, rng) if config.classes else None
         self.vector = Linear(config.vector, embedding, rng) if config.vector else None
+        self.pooled = Linear(config.context, embedding, rng) if config.pooled and config.context else None
         self.conv_in = Conv2d(shown * patch, widths[0], rng)
 
         self.down: list[Stage | Downsample] = []
@@ -133,6 +141,8 @@ class UNet(Module):
             emb = emb + self.label((array_module(t).full(len(x), -1) if label is None else label) + 1)
         if self.vector is not None and vector is not None:
             emb = emb + self.vector(vector)
+        if self.pooled is not None and context is not None:
+            emb = emb + self.pooled(mean_token(context, mask))
         emb = ops.silu(emb)
 
         h = x if extra is None else ops.concat([x, extra])
@@ -183,6 +193,14 @@ class UNet(Module):
         width = None if context is None else context.shape[-1]
         if width != c.context:
             raise ValueError(f"the U-Net's context has width {c.context}, got {width}")
+
+
+def mean_token(tokens: Tensor, mask: Array | None = None) -> Tensor:
+    """The mean of the tokens that are there, (B, width). tokens: (B, M, width); mask: (B, M), False for padding."""
+    if mask is None:
+        return tokens.mean(axis=1)
+    there = mask.astype(tokens.dtype)
+    return (tokens * (there / there.sum(axis=1, keepdims=True))[..., None]).sum(axis=1)
 
 
 def fourier_features(x: Tensor, exponents: tuple[int, ...]) -> list[Tensor]:
