@@ -5,6 +5,7 @@ The same functions stand in in_torch.py (and the U-Net's step in in_jax.py), fro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import pathlib
@@ -26,6 +27,9 @@ from tinydiff.workers import DrawnLoss, Workers, shares_for
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "train_mnist.py"
 UNET = UNetConfig()
 """3.94 M parameters: base 32, levels of 32, 64 and 128 channels, attention at the third."""
+
+FOR_GOOD = contextlib.ExitStack()
+"""What is entered until the process ends, which has nothing else to do; a context that nobody holds is left at once."""
 
 
 # ------------------------------------------------------------------------------- what both sides begin with
@@ -79,7 +83,7 @@ def unet_step(
 
     Gives the loss. processes: how many share the batch; 0 is as many as the training loop would have.
     """
-    backend.use_device(device).__enter__()  # for good: the process has nothing else to do
+    FOR_GOOD.enter_context(backend.use_device(device))
     x, eps, t = map(backend.to_device, images(batch, size))
     model = unet(config)
     adam = optim.Adam(model.parameters())
