@@ -1,9 +1,13 @@
 """All sides of a row do the same work: they agree in the number that each step gives."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
+from tests import strict_double
 from tests.benchmarks import ours
+from tinydiff import Rng, backend
 from tinydiff.diffusion import min_snr_weight, simple_loss
 from tinydiff.nn import UNetConfig
 
@@ -29,6 +33,14 @@ def assert_same_steps(one, other, steps=3):
     pairs = [(one(), other()) for _ in range(steps)]
     assert [a for a, _ in pairs] == pytest.approx([b for _, b in pairs], rel=1e-3)
     assert len({a for a, _ in pairs} - {0.0}) == steps
+
+
+def test_a_step_on_a_gpu_stays_there(monkeypatch):
+    strict_double.install(monkeypatch)
+    with contextlib.ExitStack() as until_here:
+        monkeypatch.setattr(ours, "FOR_GOOD", until_here)
+        step = ours.unet_step(2, 16, TOY, device="cuda")
+        assert backend.device_of(Rng(0).normal((2,))) == "cuda" and np.isfinite(step())
 
 
 @both_layouts
