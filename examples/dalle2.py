@@ -17,6 +17,7 @@ picture, a strip shows how the decoder draws it small out of noise, and the upsa
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -111,7 +112,7 @@ def of_pictures(model: DallE2, prompts: list[str], rng: Rng, how: Sampling, o: a
     """The states of as many pictures as there are prompts, made of the one that was given, or of two."""
     n, picture = len(prompts), given(model, o.vary)
     if o.to is not None:
-        return model.interpolate(np.concatenate([picture, given(model, o.to)]), n, rng, how, o.guidance)
+        return walk(model, np.concatenate([picture, given(model, o.to)]), n, rng, how, o.guidance)
     if o.eta is None and o.diff is None:
         return model.variations(picture.repeat(n, axis=0), rng, how, o.guidance)
     x_T = model.invert(picture, rng.at(3), how.steps_of(model.decoder.schedule.T), o.guidance)
@@ -119,6 +120,15 @@ def of_pictures(model: DallE2, prompts: list[str], rng: Rng, how: Sampling, o: a
         old, new = o.diff
         return model.text_diff(picture, old, new, n, rng, how, o.guidance, x_T=x_T)
     return model.variations(picture.repeat(n, axis=0), rng, how, o.guidance, x_T.repeat(n, axis=0))
+
+
+def walk(model: DallE2, ends: np.ndarray, n: int, rng: Rng, how: Sampling, guidance: float) -> Iterator[Array]:
+    """The states of n pictures from one to the other, where more is to be seen more of them."""
+    if n < 3:
+        return model.interpolate(ends, n, rng, how, guidance)
+    halved = itertools.islice(model.bisect(ends, rng, how, guidance), n)
+    places = [w for w, _ in cli.progress(halved, "where the pictures change", n)]
+    return model.interpolate(ends, sorted(places), rng, how, guidance)
 
 
 def given(model: DallE2, path: str) -> np.ndarray:

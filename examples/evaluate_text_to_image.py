@@ -105,8 +105,8 @@ def load_glide(options: argparse.Namespace) -> Draw:
 
 
 def load_imagen(options: argparse.Namespace) -> Draw:
-    """A text, a small picture, a large one (E37), with dynamic thresholds."""
-    model = Imagen.load(options.text_encoder or "text_encoder", options.base, options.upsampler)
+    """A text, a small picture, larger ones (E37), with dynamic thresholds."""
+    model = Imagen.load(options.text_encoder or "text_encoder", options.base, options.upsamplers)
 
     def draw(prompts: list[str], rng: Rng, how: Sampling, guidance: float) -> np.ndarray:
         dynamic = dataclasses.replace(how, clip=imagen.PERCENTILE)
@@ -148,8 +148,9 @@ def parse_flags() -> argparse.Namespace:
         which.add_argument(f"--{part}", default=part, metavar="RUN", help=f"of train_{part}.py (default: shipped)")
     without = "dalle2: told the text's embedding instead, or no embedding and the caption alone"
     which.add_argument("--no-prior", nargs="?", choices=("text", "caption"), const="text", help=without)
-    base = "of Imagen, of train_text_to_pixels.py (default: %(default)s)"
-    which.add_argument("--base", default="runs/text_to_pixels", metavar="RUN", help=base)
+    which.add_argument("--base", default="imagen", metavar="RUN", help="Imagen's, of train_text_to_pixels.py")
+    larger = ["imagen_upsampler", "upsampler"]
+    which.add_argument("--upsamplers", nargs="+", default=larger, metavar="RUN", help="Imagen's, of train_upsampler.py")
     listened = "that GLIDE or Imagen listens to (default: shipped, each its own)"
     which.add_argument("--text-encoder", metavar="RUN", help=listened)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")

@@ -40,6 +40,9 @@ FOLDER = "runs/decoder"
 GUIDANCE = 2.0
 """s of E35, away from a picture of which nothing is known, where samples are drawn."""
 
+ATTENTION = 8
+"""Places see one another and the text where the picture has become so many places high and wide, or fewer."""
+
 SHOWN = 8
 """Held-out pictures in the samples of a run."""
 
@@ -48,28 +51,25 @@ SHOWN = 8
 class Recipe:
     """Everything that decides what a run computes, and the defaults of the command line.
 
-    width: of the U-Net. text_layers: blocks of a transformer before it. schedule: of the noise. tested: how many
+    size: height and width of what it draws, in pixels; a cascade begins with less than the pictures have. width: of the
+    U-Net. text_layers: blocks of a transformer before it. schedule: of the noise. tested: how many
     held-out pictures the figures at the end are of. Raises ValueError for numbers below 1.
     """
 
     data: str = "shapes"
     pictures: int = 40_000
+    size: int = 16
     clip: str = "clip"
-    width: int = 48
+    width: int = 56
     text_layers: int = 2
-    schedule: str = "cosine"
-    patch: int = 2
-    target: str = "v"
-    v_loss: bool = False
-    pooled: bool = True
-    steps: int = 9000
-    batch_size: int = 32
+    steps: int = 3500
+    batch_size: int = 128
     lr: float = 2e-3
     tested: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:
-        program.at_least_1(self, "pictures", "width", "tested")
+        program.at_least_1(self, "pictures", "size", "width", "tested")
 
     def settings(self) -> TrainSettings:
         """How to train."""
@@ -82,14 +82,10 @@ def parse() -> argparse.Namespace:
     add = functools.partial(program.add_flag, parser.add_argument_group("what to train"), usual)
     add("--data", "shapes, digits, fashion, or a folder of captioned images")
     add("--pictures", "how many to learn from")
+    add("--size", "height and width of what it draws, in pixels")
     add("--clip", "of whose embeddings to draw images: the shipped one, or a run of train_clip.py", metavar="RUN")
     add("--width", "of the U-Net")
     add("--text-layers", "of a transformer between CLIP and the U-Net")
-    add("--schedule", "of the noise: cosine, cosine-shifted, or another that TextDiffusionConfig knows", metavar="NAME")
-    add("--patch", "height and width, in pixels, of the squares that the U-Net sees as one")
-    add("--target", "what it predicts: eps, x0 or v (E15)", metavar="NAME")
-    add("--v-loss", "measure the error of an x0 as that of its v")
-    add("--pooled", "tell the U-Net the mean of the text's states beside the time")
     add("--tested", "held-out pictures to measure on at the end")
     program.add_training_flags(parser, usual, "images")
     program.add_run_flags(parser, FOLDER, "steps between sample grids (default: ten a run)")
@@ -110,16 +106,17 @@ def train(run: Run[Recipe]) -> None:
     images, captions = source.draw(rng.at(DATA), recipe.pictures)
     unseen, prompts = source.draw(rng.at(PICTURES), recipe.tested, "test")
     known = known_of(clip, unseen, prompts)
-    model = Decoder(config_for(recipe, clip, images), rng.at(WEIGHTS))
+    small, unseen_small = (program.made_smaller(some, recipe.size) for some in (images, unseen))
+    model = Decoder(config_for(recipe, clip, small), rng.at(WEIGHTS))
     told = dataclasses.replace(program.encoded_texts(clip, captions), vector=program.encoded_images(clip, images))
-    loss_at = program.told_loss(model, images, told, told_texts(clip, ""), recipe.batch_size, rng.at(ORDER))
+    loss_at = program.told_loss(model, small, told, told_texts(clip, ""), recipe.batch_size, rng.at(ORDER))
     some = np.arange(SHOWN) * recipe.tested // SHOWN  # of all kinds of pictures, which the source gives in turn
 
     def sheet(name: str, steps: int) -> None:
         how = Sampling("dpm", steps)
         pictures = (drawn(model, clip, told.taken(some), rng.at(PICTURES), how) for told in known.values())
-        rows = np.concatenate([image.to_signed(unseen[some]), *pictures])
-        image.save_png(folder / name, image.grid(rows, SHOWN), scale=2)
+        rows = np.concatenate([image.to_signed(unseen_small[some]), *pictures])
+        image.save_png(folder / name, image.grid(rows, SHOWN), scale=max(1, 64 // recipe.size))
 
     def preview(step: int) -> None:
         sheet(f"samples_{step:06d}.png", 10)
@@ -128,7 +125,7 @@ def train(run: Run[Recipe]) -> None:
     training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=preview)
     with training.ema.applied():
         sheet("samples.png", 25)
-        if recipe.data == "shapes":
+        if recipe.data == "shapes" and recipe.size == 32:  # what the scene reader can read
             report(model, clip, unseen, prompts, known, rng.at(PICTURES))
     print(f"In rows: pictures; drawn from {', from '.join(known)}: {folder / 'samples.png'}")
     print(f"Put the model into a small file:\n  {program.export_command(folder, 'decoder.npz')}")
@@ -143,23 +140,15 @@ def config_for(recipe: Recipe, clip: CLIP, images: np.ndarray) -> DecoderConfig:
         base=recipe.width,
         multipliers=(1, 2),
         blocks=1,
-        attention=(1,),
+        attention=tuple(level for level in (0, 1) if min(images.shape[1:3]) // (2 << level) <= ATTENTION),
         heads=4,
-        patch=recipe.patch,
+        patch=2,
         context=clip.config.text.width,
         vector=clip.config.embedding,
-        pooled=recipe.pooled,
+        pooled=True,
     )
     known = checkpoint.fingerprint(clip)
-    return DecoderConfig(
-        unet,
-        images.shape[1:3],
-        schedule=recipe.schedule,
-        target=recipe.target,
-        v_loss=recipe.v_loss,
-        text_layers=recipe.text_layers,
-        text_encoder=known,
-    )
+    return DecoderConfig(unet, images.shape[1:3], text_layers=recipe.text_layers, text_encoder=known)
 
 
 def known_of(clip: CLIP, images: np.ndarray, captions: list[str]) -> dict[str, Condition]:

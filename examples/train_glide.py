@@ -61,8 +61,8 @@ class Recipe:
     data: str = "shapes"
     pictures: int = 40_000
     text_encoder: str = "clip"
-    steps: int = 3000
-    batch_size: int = 32
+    steps: int = 4500
+    batch_size: int = 64
     lr: float = 1e-3
     tested: int = 200
     seed: int = 0

@@ -1,15 +1,19 @@
 """Train diffusion on pixels, told a text: the base model of GLIDE, and the first stage of Imagen (E27, E35).
 
-    python examples/train_text_to_pixels.py                       told by the shipped CLIP: an hour on one core
+    python examples/train_text_to_pixels.py                       told by the shipped CLIP: two hours on two cores
+    python examples/train_text_to_pixels.py --size 16 --width 56 --batch-size 128 --text-encoder text_encoder
+                                                                  for Imagen: smaller pictures, an hour on two cores
     python examples/train_text_to_pixels.py --text-encoder RUN    by the CLIP, or the text encoder, that you trained
     python examples/train_text_to_pixels.py --data pictures/      your own images and captions
     python examples/train_text_to_pixels.py --resume RUN          go on after Ctrl-C, or after the power went
 
 GLIDE's U-Net listens to a transformer that learns with it, Imagen's to an encoder that was trained on texts alone
-(train_text_encoder.py). What is said of each caption is computed once, before the training. The folder of the run
-receives samples_000000.png, ... (the same prompts, drawn by the model as it learns), then samples.png, prompts.txt,
-loss.png and checkpoint.npz. The last act counts how often all that a prompt names is there, as the package's scene
-reader sees it.
+(train_text_encoder.py), and begins small: what is where is learned many times sooner from fewer pixels, and other
+models make them more (train_upsampler.py). What is said of each caption is computed once, before the training.
+
+The folder of the run receives samples_000000.png, ... (the same prompts, drawn by the model as it learns), then
+samples.png, prompts.txt, loss.png and checkpoint.npz. The last act counts how often all that a prompt names is there,
+as the package's scene reader sees it, if the pictures have its 32 x 32 pixels.
 """
 
 from __future__ import annotations
@@ -49,30 +53,25 @@ GUIDANCE = 3.0
 class Recipe:
     """Everything that decides what a run computes, and the defaults of the command line.
 
-    width, patch: of the U-Net, which sees squares of so many pixels as one. target: what it predicts (E15). A patch
-    of 4 is 48 numbers; their noise, which eps and v would need, hardly fits through the network's width, but x_0
-    does (Li & He 2025). text_layers: blocks of a transformer before it. tested: how many held-out prompts the
-    figure at the end is of. Raises ValueError for numbers below 1.
+    size: height and width of what it draws, in pixels; a cascade begins with less than the pictures have. width: of the
+    U-Net. text_layers: blocks of a transformer before it. tested: how many held-out prompts the figure at the end is
+    of. Raises ValueError for numbers below 1.
     """
 
     data: str = "shapes"
-    pictures: int = 40_000
+    pictures: int = 60_000
+    size: int = 32
     text_encoder: str = "clip"
-    width: int = 56
-    patch: int = 4
-    schedule: str = "cosine"
-    target: str = "x0"
-    v_loss: bool = True
-    pooled: bool = True
+    width: int = 40
     text_layers: int = 2
     steps: int = 6000
-    batch_size: int = 64
+    batch_size: int = 96
     lr: float = 2e-3
     tested: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:
-        program.at_least_1(self, "pictures", "width", "patch", "tested")
+        program.at_least_1(self, "pictures", "size", "width", "tested")
 
     def settings(self) -> TrainSettings:
         """How to train."""
@@ -85,13 +84,9 @@ def parse() -> argparse.Namespace:
     add = functools.partial(program.add_flag, parser.add_argument_group("what to train"), usual)
     add("--data", "shapes, digits, fashion, or a folder of captioned images")
     add("--pictures", "how many to learn from")
+    add("--size", "height and width of what it draws, in pixels")
     add("--text-encoder", "what reads the texts: shipped, or of train_clip.py or train_text_encoder.py", metavar="RUN")
     add("--width", "of the U-Net")
-    add("--patch", "height and width, in pixels, of the squares that the U-Net sees as one")
-    add("--schedule", "of the noise: cosine, cosine-shifted, or another that TextDiffusionConfig knows", metavar="NAME")
-    add("--target", "what it predicts: eps, x0 or v (E15)", metavar="NAME")
-    add("--v-loss", "measure the error of an x0 as that of its v")
-    add("--pooled", "tell the U-Net the mean of the text's states beside the time")
     add("--text-layers", "of a transformer between the text encoder and the U-Net")
     add("--tested", "held-out prompts to measure on at the end")
     program.add_training_flags(parser, usual, "images")
@@ -111,6 +106,7 @@ def train(run: Run[Recipe]) -> None:
     recipe, folder, rng = run.recipe, run.folder, Rng(run.recipe.seed)
     encoder, source = load_text_encoder(recipe.text_encoder), captioned.source_to_draw(recipe.data)
     images, captions = source.draw(rng.at(DATA), recipe.pictures)
+    images = program.made_smaller(images, recipe.size)
     _, prompts = source.draw(rng.at(PICTURES), 24, "test")
     model = TextDiffusion(config_for(recipe, encoder, images), rng.at(WEIGHTS))
     told, empty = program.encoded_texts(encoder, captions), told_texts(encoder, "")
@@ -118,7 +114,7 @@ def train(run: Run[Recipe]) -> None:
 
     def sheet(name: str, steps: int) -> None:
         pictures = drawn(model, encoder, prompts, rng.at(PICTURES), steps)
-        image.save_png(folder / name, image.grid(pictures, 8), scale=2)
+        image.save_png(folder / name, image.grid(pictures, 8), scale=max(1, 64 // recipe.size))
 
     def preview(step: int) -> None:
         sheet(f"samples_{step:06d}.png", 10)
@@ -127,42 +123,32 @@ def train(run: Run[Recipe]) -> None:
     training = fit(run, model, loss_at, rng.at(NOISE), __file__, what=what, unit="images", preview=preview)
     with training.ema.applied():
         sheet("samples.png", 25)
-        if recipe.data == "shapes":
+        if recipe.data == "shapes" and recipe.size == 32:  # what the scene reader can read
             report(model, encoder, recipe.tested, rng.at(PICTURES))
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     print(f"The prompts in {folder / 'prompts.txt'}, drawn: {folder / 'samples.png'}")
     print(f"Put the model into a small file:\n  {program.export_command(folder, 'text_to_pixels.npz')}")
-    glide, imagen = (pathlib.Path(__file__).with_name(name) for name in ("train_glide.py", "imagen.py"))
-    flags = "--base", folder, "--text-encoder", recipe.text_encoder
-    print(f"Teach it to paint into pictures, as GLIDE does:\n  {cli.command(glide, *flags)}")
-    print(f"Draw with it and an upsampler, as Imagen does:\n  {cli.command(imagen, prompts[0], *flags)}")
+    print(next_command(recipe, folder))
+
+
+def next_command(recipe: Recipe, folder: pathlib.Path) -> str:
+    """What to do with a trained model: make its pictures larger, or teach it to paint into pictures."""
+    if recipe.size < 32:
+        script, flags = "train_upsampler.py", ("--size", f"{2 * recipe.size}", "--text-encoder", recipe.text_encoder)
+        what = "Train what makes its pictures larger, as Imagen does:"
+    else:
+        script, flags = "train_glide.py", ("--base", f"{folder}", "--text-encoder", recipe.text_encoder)
+        what = "Teach it to paint into pictures, as GLIDE does:"
+    return f"{what}\n  {cli.command(pathlib.Path(__file__).with_name(script), *flags)}"
 
 
 def config_for(recipe: Recipe, encoder: CLIP | MaskedTextEncoder, images: np.ndarray) -> TextDiffusionConfig:
     """The sizes of a model of such images, told by this text encoder."""
-    size, patch = images.shape[1:3], recipe.patch
-    attention = tuple(level for level in (0, 1) if min(size) // (patch << level) <= ATTENTION)
-    unet = UNetConfig(
-        3,
-        recipe.width,
-        (1, 2),
-        1,
-        attention,
-        heads=4,
-        patch=patch,
-        context=encoder.config.text.width,
-        pooled=recipe.pooled,
-    )
+    size, width = images.shape[1:3], encoder.config.text.width
+    attention = tuple(level for level in (0, 1) if min(size) // (2 << level) <= ATTENTION)
+    unet = UNetConfig(3, recipe.width, (1, 2), 1, attention, heads=4, patch=2, context=width, pooled=True)
     known = checkpoint.fingerprint(encoder)
-    return TextDiffusionConfig(
-        unet,
-        size,
-        schedule=recipe.schedule,
-        target=recipe.target,
-        v_loss=recipe.v_loss,
-        text_layers=recipe.text_layers,
-        text_encoder=known,
-    )
+    return TextDiffusionConfig(unet, size, text_layers=recipe.text_layers, text_encoder=known)
 
 
 def drawn(model: TextDiffusion, encoder: TextEncoder, prompts: list[str], rng: Rng, steps: int) -> np.ndarray:

@@ -15,6 +15,7 @@
 # `lessons/out/`.
 
 # %%
+import itertools
 import os
 import pathlib
 import textwrap
@@ -114,15 +115,41 @@ F = 3 if QUICK else 9
 pairs = [(1, 2), (0, 1)][: 1 if QUICK else 2]
 ways = [model.pictures(last(model.interpolate(x[list(pair)], F, Rng(4), HOW))) for pair in pairs]
 show("28_interpolation.png", ways, ["along the arc"] * len(ways))
-for way in ways:
-    jumps = np.sqrt(((way[1:] - way[:-1]) ** 2).mean(axis=(1, 2, 3)))
-    print(f"end to end {np.sqrt(((way[-1] - way[0]) ** 2).mean()):.3f}, the largest jump {jumps.max():.3f}")
+
+
+def largest_step(way):
+    """The largest difference of two neighbours, as a share of the difference of the ends; root mean squares."""
+    steps = ((way[1:] - way[:-1]) ** 2).mean(axis=(1, 2, 3))
+    return np.sqrt(steps.max() / ((way[-1] - way[0]) ** 2).mean())
+
+
+print("the largest step of nine pictures, of the way from end to end:", *(f"{largest_step(way):.2f}" for way in ways))
 
 # %% [markdown]
 # ![interpolation](out/28_interpolation.png)
 #
-# Greys glide. Things do not: a thing is here or there, one or two, green or blue, and where the decoder must choose, it
-# chooses at some $w$, between two neighbours. The largest jump tells how much of the way is made in one step.
+# Greys glide. Things seem to jump: a thing is here or there, green or blue, and where the decoder must choose, it
+# chooses at some $w$, between two neighbours. But is it a jump? DDIM is a smooth function of $z_i$, and so there must
+# be pictures in between. To find them, halve: draw the middle of the two neighbours that differ most, look where they
+# differ most now, and again (`DallE2.bisect`).
+
+# %%
+M = 4 if QUICK else 33
+halved = [
+    sorted(itertools.islice(model.bisect(x[list(pair)], Rng(4), HOW), M), key=lambda each: each[0]) for pair in pairs
+]
+even = [model.pictures(np.concatenate([picture for _, picture in places])) for places in halved]
+show("28_even_steps.png", [way[:: 1 if QUICK else 4] for way in even], ["halved where most changes"] * len(even))
+for places, way in zip(halved, even, strict=True):
+    w = np.array([place for place, _ in places])
+    print(f"of {M} pictures the largest step is {largest_step(way):.2f}, the smallest in w {np.diff(w).min():.1e}")
+
+# %% [markdown]
+# ![even steps](out/28_even_steps.png)
+#
+# There they are: most of the way from one picture to the other lies within a small part of the arc, where the decoder
+# is of two minds. `python examples/evaluate_manipulations.py` does this for twenty pairs, and
+# `python examples/dalle2.py --vary A --to B` for two pictures of yours.
 #
 # ## Text diffs
 #

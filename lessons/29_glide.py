@@ -247,7 +247,7 @@ show("29_disagree.png", rows, titles)
 # %% [markdown]
 # ![disagreement](out/29_disagree.png)
 #
-# The picture wins: no part of it turns black. What more guidance does instead is to spoil the shape.
+# The picture wins: no part of it turns black. What more guidance does instead is to leave the white patchy.
 #
 # ## Exercises
 #

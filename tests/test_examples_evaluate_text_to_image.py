@@ -112,7 +112,7 @@ def other(tmp_path, monkeypatch):
     ("flags", "usual"),
     [
         (["--model", "glide", "--glide", "painter", "--text-encoder", "seeing"], 3),
-        (["--model", "imagen", "--base", "base", "--text-encoder", "words", "--upsampler", "larger"], 3),
+        (["--model", "imagen", "--base", "base", "--text-encoder", "words", "--upsamplers", "larger"], 3),
     ],
     ids=["glide", "imagen"],
 )
@@ -134,10 +134,10 @@ def test_imagen_draws_as_its_own_program_does(monkeypatch):
             return [np.zeros((len(prompts), 64, 64, 3), np.float32)]
 
     monkeypatch.setattr(models.Imagen, "load", lambda *parts: asked.append(parts) or Drawing())
-    options = argparse.Namespace(text_encoder=None, base="b", upsampler="u")
+    options = argparse.Namespace(text_encoder=None, base="b", upsamplers=["u", "v"])
     draw = runpy.run_path(str(EVALUATE))["load_imagen"](options)
     assert draw(["a star"], Rng(0), Sampling(steps=7), 5).shape == (1, 64, 64, 3)
-    assert asked == [("text_encoder", "b", "u"), (Sampling(steps=7, clip=PERCENTILE), 5)]
+    assert asked == [("text_encoder", "b", ["u", "v"]), (Sampling(steps=7, clip=PERCENTILE), 5)]
 
 
 def test_the_kinds_of_prompts():

@@ -1,5 +1,7 @@
 """imagen.py and glide.py as a person runs them: prompts, thresholds, levels, masks, and bad input."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,7 +24,8 @@ from tinydiff.train import Training, TrainSettings
 
 IMAGEN, GLIDE = ROOT / "examples" / "imagen.py", ROOT / "examples" / "glide.py"
 UNET = UNetConfig(channels=3, base=8, multipliers=(1,), blocks=1, attention=(0,), heads=2, groups=4, context=8)
-LARGE = UNetConfig(channels=3, base=8, multipliers=(1,), blocks=1, attention=(), groups=4, extra=3, vector=4)
+LARGE = UNetConfig(channels=3, base=8, multipliers=(1,), blocks=1, attention=(), groups=4, patch=4, extra=3, vector=4)
+TOLD_LARGE = dataclasses.replace(LARGE, context=8)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,8 @@ def runs(tmp_path_factory):
         "words": MaskedTextEncoder(TextEncoderConfig(length=80, text=text), Rng(0)),
         "seeing": CLIP(CLIPConfig(length=80, text=towers, image=text), Rng(1)),
         "base": base,
-        "larger": Upsampler(UpsamplerConfig(LARGE, (32, 32), T=20, S=6), Rng(3)),
+        "larger": Upsampler(UpsamplerConfig(TOLD_LARGE, (32, 32), T=20, S=6), Rng(3)),
+        "largest": Upsampler(UpsamplerConfig(LARGE, (64, 64), T=20, S=6), Rng(4)),
         "painter": TextInpainting.started_from(base),
     }
     folder = tmp_path_factory.mktemp("runs")
@@ -53,7 +57,15 @@ def _elsewhere(tmp_path, monkeypatch):
 def flags(runs):
     """The flags of both programs that name the small models."""
     return {
-        IMAGEN: ["--text-encoder", runs / "words", "--base", runs / "base", "--upsampler", runs / "larger"],
+        IMAGEN: [
+            "--text-encoder",
+            runs / "words",
+            "--base",
+            runs / "base",
+            "--upsamplers",
+            runs / "larger",
+            runs / "largest",
+        ],
         GLIDE: ["--text-encoder", runs / "seeing", "--run", runs / "painter"],
     }
 
@@ -81,13 +93,13 @@ def differ(one, other):
 
 def test_a_prompt_becomes_large_pictures(draw, tmp_path):
     pictures = draw(IMAGEN, "a red star", "--n", 3)
-    assert pictures.shape == (3, 32, 32, 3) and pictures.min() >= 0 and pictures.max() <= 1
-    assert_picture(tmp_path / "drawn.png", size=(3 * (34 * 3 - 2), 3 * 32))
+    assert pictures.shape == (3, 64, 64, 3) and pictures.min() >= 0 and pictures.max() <= 1
+    assert_picture(tmp_path / "drawn.png", size=(3 * (66 * 3 - 2), 3 * 64))
     with Image.open(tmp_path / "drawn_strip.png") as strip:
-        assert strip.size == (3 * (34 * 8 - 2), 3 * (34 * 3 - 2))
+        assert strip.size == (3 * (66 * 8 - 2), 3 * (66 * 3 - 2))
         moments = np.asarray(strip)
-    small, large = (moments[:96, left : left + 96] for left in (0, 3 * 34 * 7))
-    assert (small[::6, ::6] == small[3::6, 3::6]).all() and (large[::6, ::6] != large[3::6, 3::6]).any()
+    small, large = (moments[: 3 * 64, left : left + 3 * 64] for left in (0, 3 * 66 * 7))
+    assert (small[::12, ::12] == small[9::12, 9::12]).all() and (large[::6, ::6] != large[3::6, 3::6]).any()
     assert not differ(draw(IMAGEN, "a red star", "--n", 3), pictures)
     for other in (
         ["--seed", 1],
@@ -103,7 +115,7 @@ def test_a_prompt_becomes_large_pictures(draw, tmp_path):
 def test_many_prompts_and_a_clip_that_listens(draw, runs, tmp_path):
     (tmp_path / "p.txt").write_text("a star\na blue ring\n", encoding="utf-8")
     pictures = draw(IMAGEN, "--prompts", "p.txt")
-    assert pictures.shape == (2, 32, 32, 3)
+    assert pictures.shape == (2, 64, 64, 3)
     assert differ(draw(IMAGEN, "--prompts", "p.txt", "--text-encoder", runs / "seeing"), pictures)
 
 

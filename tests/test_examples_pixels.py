@@ -158,11 +158,10 @@ def test_the_upsampler(train, stop_after_two):
 
 def test_text_to_pixels(train, stop_after_two, text_encoder):
     """Told by an encoder of texts alone, whose width it takes."""
-    flags = ["--text-encoder", text_encoder, "--width", 8, "--patch", 2, "--target", "v", *TOY]
+    flags = ["--text-encoder", text_encoder, "--width", 8, *TOY]
     out = train(TO_PIXELS, *flags, "--out", "whole")
     assert "of 8 prompts are drawn" in out and "tinydiff export whole text_to_pixels.npz" in out
-    for script in ("train_glide.py", "imagen.py"):
-        assert re.search(rf"{script} .*--base whole --text-encoder {text_encoder}\n", out)
+    assert re.search(rf"train_glide.py .*--base whole --text-encoder {text_encoder}\n", out)
     for name in ("samples_000000.png", "samples_000004.png", "samples.png"):
         assert_sheet(f"whole/{name}", 8, 3)
     assert len(pathlib.Path("whole/prompts.txt").read_text().splitlines()) == 24
@@ -171,7 +170,37 @@ def test_text_to_pixels(train, stop_after_two, text_encoder):
     assert_same_runs("whole", "runs/text_to_pixels", TextDiffusion.kind)
     config = TextDiffusion.load("whole").config
     assert (config.unet.context, config.unet.base, config.text_layers) == (12, 8, 2)
-    assert (config.unet.patch, config.unet.attention, config.target) == (2, (1,), "v")
+    assert (config.unet.patch, config.unet.attention, config.target, config.unet.pooled) == (2, (1,), "v", True)
+    assert config.text_encoder == checkpoint.fingerprint(MaskedTextEncoder.load(text_encoder))
+
+
+def test_smaller_pixels(train, text_encoder):
+    """The base of a cascade learns from the same pictures, made smaller."""
+    flags = ["--text-encoder", text_encoder, "--width", 8, *TOY, "--steps", 1]
+    out = train(TO_PIXELS, *flags, "--size", 16)
+    assert "prompts are drawn" not in out and f"train_upsampler.py --size 32 --text-encoder {text_encoder}\n" in out
+    config = TextDiffusion.load("runs/text_to_pixels").config
+    assert (config.size, config.unet.attention) == ((16, 16), (0, 1))
+    with Image.open("runs/text_to_pixels/samples.png") as picture:
+        assert picture.size == (4 * (18 * 8 - 2), 4 * (18 * 3 - 2))
+
+
+@pytest.mark.parametrize("size", [64, 12])
+def test_a_size_that_does_not_divide(size, text_encoder, monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, TO_PIXELS, "--text-encoder", text_encoder, "--size", size, *TOY)
+    assert code == 1 and f"--size must divide that of the pictures, 32 x 32, got {size}" in err
+
+
+def test_an_upsampler_that_is_told_the_captions(train, stop_after_two, text_encoder):
+    flags = ["--text-encoder", text_encoder, "--size", 32, "--width", 8, *TOY]
+    out = train(UPSAMPLER, *flags, "--out", "whole")
+    assert len([line for line in out.splitlines() if " dB " in line]) == 4
+    assert_sheet("whole/samples.png", 8, 3)
+    stop_after_two(UPSAMPLER, *flags, "--out", "stopped")
+    train(UPSAMPLER, "--resume", "stopped")
+    assert_same_runs("whole", "stopped", Upsampler.kind)
+    config = Upsampler.load("whole").config
+    assert (config.low_size, config.unet.context, config.unet.pooled, config.text_layers) == ((16, 16), 12, True, 2)
     assert config.text_encoder == checkpoint.fingerprint(MaskedTextEncoder.load(text_encoder))
 
 

@@ -209,7 +209,6 @@ class Sizes:
     data_of: str = "shapes"
     pictures: int = 20_000
     share: float = 0.5
-    shown: bool = True
 
     def __post_init__(self):
         program.at_least_1(self, "pictures")
@@ -217,18 +216,13 @@ class Sizes:
 
 def test_a_flag_has_the_type_and_the_default_of_the_recipe():
     parser = cli.parser("A program.")
-    for name in ("--data-of", "--pictures", "--share", "--shown"):
+    for name in ("--data-of", "--pictures", "--share"):
         program.add_flag(parser, Sizes(), name, "what it is", metavar="RUN" if name == "--data-of" else None)
-    assert vars(parser.parse_args([])) == {"data_of": None, "pictures": None, "share": None, "shown": None}
-    given = vars(parser.parse_args(["--data-of", "1", "--pictures", "2", "--share", "3", "--no-shown"]))
-    assert given == {"data_of": "1", "pictures": 2, "share": 3.0, "shown": False} and isinstance(given["share"], float)
+    assert vars(parser.parse_args([])) == {"data_of": None, "pictures": None, "share": None}
+    given = vars(parser.parse_args(["--data-of", "1", "--pictures", "2", "--share", "3"]))
+    assert given == {"data_of": "1", "pictures": 2, "share": 3.0} and isinstance(given["share"], float)
     text = " ".join(parser.format_help().split())
-    for words in (
-        "RUN what it is (default: shapes)",
-        "N what it is (default: 20,000)",
-        "X what it is (default: 0.5)",
-        "--no-shown what it is (default: yes)",
-    ):
+    for words in ("RUN what it is (default: shapes)", "N what it is (default: 20,000)", "X what it is (default: 0.5)"):
         assert words in text
 
 

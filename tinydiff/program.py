@@ -28,6 +28,7 @@ from tinydiff.autograd import Tensor
 from tinydiff.backend import Array
 from tinydiff.data.loader import Batches
 from tinydiff.diffusion import last
+from tinydiff.models.cascade import smaller
 from tinydiff.models.clip import CLIP
 from tinydiff.models.text_diffusion import Condition, TextEncoder, told_texts
 from tinydiff.rng import Rng
@@ -67,11 +68,6 @@ class Run(Generic[R]):
 def add_flag(flags: argparse._ActionsContainer, usual: Any, name: str, help: str, metavar: str | None = None) -> None:
     """Add the flag of a field of the recipe `usual`, whose type it has, and whose value --help gives as the default."""
     value = getattr(usual, name.removeprefix("--").replace("-", "_"))
-    if isinstance(value, bool):
-        flags.add_argument(
-            name, action=argparse.BooleanOptionalAction, help=f"{help} (default: {'yes' if value else 'no'})"
-        )
-        return
     default = f"{value:,}" if isinstance(value, int) else value
     metavar = metavar or {int: "N", float: "X"}.get(type(value))
     flags.add_argument(name, type=type(value), metavar=metavar, help=f"{help} (default: {default})")
@@ -229,6 +225,20 @@ def ready(told: Condition) -> Condition:
     """What was `stored`, on the device in use, in single precision."""
     states, *others = (None if a is None else backend.to_device(a) for a in told.arrays)
     return Condition(None if states is None else states.astype(np.float32), *others)
+
+
+def made_smaller(images: np.ndarray, size: int) -> np.ndarray:
+    """Images (N, H, W, C), uint8, of this height or width, whichever is less: the first stage of a cascade draws such.
+
+    Raises ValueError, by the name of the flag, unless the size divides theirs.
+    """
+    factor, rest = divmod(min(images.shape[1:3]), size)
+    if rest or not factor:
+        raise ValueError(f"--size must divide that of the pictures, {images.shape[1]} x {images.shape[2]}, got {size}")
+    if factor == 1:
+        return images
+    parts = (image.to_signed(images[i : i + 1000]) for i in range(0, len(images), 1000))  # floats take much memory
+    return np.concatenate([image.to_uint8(smaller(part, factor)) for part in parts])
 
 
 def told_loss(model: Told, x: np.ndarray, told: Condition, empty: Condition, batch_size: int, order: Rng) -> DrawnLoss:

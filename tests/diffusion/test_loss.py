@@ -18,7 +18,6 @@ from tinydiff.diffusion import (
     reverse_mean,
     simple_loss,
     target_of,
-    v_weight,
     vlb_weight,
 )
 
@@ -161,27 +160,6 @@ def test_min_snr_weighs_the_error_in_x0_alike_for_every_target(batch, gamma):
         np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-14)  # errors below rounding of x_t
 
 
-@PROPERTY
-@given(batches(arrays=3))
-def test_an_error_in_x0_counts_as_the_error_in_v_that_it_makes(batch):
-    """Salimans & Ho 2022: (SNR + 1) || x_0 - x_0' ||² = || v - v' ||²."""
-    schedule, t, x_0, eps, wrong = batch
-    x_t = q_sample(x_0, t, eps, schedule)
-    guess = predict(wrong, x_t, t, schedule, "x0")
-    in_v = constant(target_of(guess.x0, guess.eps, t, schedule, "v"))
-    weight = v_weight(t, schedule, gamma=1e9)
-    loss = simple_loss(constant(wrong), x_0, t, eps, schedule, "x0", weight).item()
-    np.testing.assert_allclose(loss, simple_loss(in_v, x_0, t, eps, schedule, "v").item(), rtol=1e-6, atol=1e-12)
-
-
-def test_the_last_steps_count_by_a_bound_in_x0_as_in_v():
-    schedule = Schedule.cosine(1000)
-    with np.errstate(all="raise"):
-        weight = v_weight(np.arange(1, 1001), schedule, gamma=10)
-    assert weight[0] == 10 and (np.diff(weight) <= 0).all() and weight[-1] == pytest.approx(1, rel=1e-3)
-    assert v_weight(500, schedule, gamma=10) == 1 / schedule.one_minus_alpha_bar[500]
-
-
 def test_draw_t_is_uniform_from_one_to_T():
     """E18: every t in 1..T as often as any other, within 5 standard errors, and on the host."""
     t = draw_t(Rng(0), 50000, 10)
@@ -225,9 +203,8 @@ def test_bad_input():
         simple_loss(constant(x), x, 1, x, schedule, "score")
     with pytest.raises(ValueError, match="'eps', 'x0' or 'v', got 'score'"):
         min_snr_weight(1, schedule, target="score")
-    for weight in (min_snr_weight, v_weight):
-        with pytest.raises(ValueError, match="gamma must be > 0, got 0"):
-            weight(1, schedule, gamma=0)
+    with pytest.raises(ValueError, match="gamma must be > 0, got 0"):
+        min_snr_weight(1, schedule, gamma=0)
 
 
 def test_min_snr_weight_at_a_zero_terminal_snr():

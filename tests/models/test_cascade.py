@@ -74,9 +74,9 @@ def test_what_the_network_sees_in_training(device):
     """The large images made smaller, at levels that are uniform in 0..S; the noise is not that of x_t."""
     n, model = 400, made()
     x_0 = backend.to_device(np.broadcast_to(np.float32([[[0.5, -0.5]]]), (n, 4, 8, 2)))
-    x_t, t, wanted, weight, *told = model.draw(x_0, Rng(5))
+    x_t, t, wanted, *told = model.draw(x_0, Rng(5))
     model.unet = Stub()
-    model.loss_of(x_t, t, wanted, weight, *told)
+    model.loss_of(x_t, t, wanted, *told)
     [(x, _, context, mask, shown, vector)] = model.unet.asked
     assert context is mask is None
     s = np.array([np.abs(sinusoidal(range(51), 6) - v).sum(axis=1).argmin() for v in vector])

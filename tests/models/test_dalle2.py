@@ -1,6 +1,7 @@
 """DALL-E 2 as a whole (E29) and what is done with its two coordinates, z_i and x_T (E34): small and untrained."""
 
 import dataclasses
+import itertools
 import warnings
 
 import numpy as np
@@ -31,7 +32,8 @@ from tinydiff.models import (
     told_captions,
     told_texts,
 )
-from tinydiff.models.dalle2 import UPSAMPLING_STEPS, arc
+from tinydiff.models.cascade import UPSAMPLING_STEPS
+from tinydiff.models.dalle2 import arc
 from tinydiff.nn import TransformerConfig, UNetConfig
 from tinydiff.train import Training, TrainSettings
 
@@ -161,7 +163,7 @@ def test_what_is_not_wanted_counts():
 def test_points_on_an_arc(n, d, far, seed):
     """Unit vectors, each as far from the last: the n-th part of the angle, in the plane of the two ends."""
     a, b = unit(np.random.default_rng(seed).normal(size=(2, 1, d)))
-    points = arc(a, b, n, far)
+    points = arc(a, b, np.linspace(0, far, n))
     theta = np.arccos(np.clip((a * b).sum(), -1, 1))
     aside = b - (a * b).sum() * a
     aside /= np.linalg.norm(aside)
@@ -189,6 +191,21 @@ def test_the_way_from_one_image_to_another(device):
     ends = to_numpy(last(model.draw(z_i, "", Rng(0), HOW, guidance=1.0, x_T=x_T)))
     assert_close(states[-1][[0, 2]], ends, rtol=1e-4, atol=1e-5)
     assert all(np.abs(states[-1][1] - end).max() > 1e-4 for end in ends)
+
+
+def test_the_way_is_halved_where_most_changes(device):
+    """The ends, then always between those neighbours that differ most, each as `interpolate` draws it there."""
+    model, x = made(), images()
+    found = list(itertools.islice(model.bisect(x, Rng(0), HOW), 8))
+    places, drawn = [w for w, _ in found], np.concatenate([to_numpy(image) for _, image in found])
+    assert places[:3] == [0, 1, 0.5]
+    way = to_numpy(last(DallE2(model.clip, None, model.decoder).interpolate(x, places, Rng(0), HOW)))
+    assert_close(way, drawn, rtol=1e-4, atol=1e-5)
+    for n in range(3, 8):
+        order = np.argsort(places[:n])
+        jumps = ((drawn[order][1:] - drawn[order][:-1]) ** 2).mean(axis=(1, 2, 3))
+        before, after = (places[order[jumps.argmax() + k]] for k in (0, 1))
+        assert places[n] == (before + after) / 2
 
 
 def test_a_way_that_leads_nowhere_changes_nothing():
@@ -275,6 +292,7 @@ def test_parts_that_were_trained_with_another_clip_are_warned_of():
     [
         (lambda m: m.interpolate(images(), 1, Rng(0)), "2 images or more from one to another, of 2, got 1 of 2"),
         (lambda m: m.interpolate(images(3), 4, Rng(0)), "got 4 of 3"),
+        (lambda m: m.interpolate(images(), [0, 1.5], Rng(0)), "from w = 0 to 1, got 0 to 1.5"),
         (lambda m: m.text_diff(images(1), "a", "a", 3, Rng(0)), "equal texts make no difference: 'a'"),
         (lambda m: m.text_diff(images(1), "a", "b", 3, Rng(0), far=1.5), r"in \[0, 1\], got 1.5"),
         (lambda m: m.variations(images()[:, :4], Rng(0)), r"images of shape \(N, 8, 8, 3\), got \(2, 4, 8, 3\)"),

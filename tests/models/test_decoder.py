@@ -98,7 +98,7 @@ def test_what_is_dropped_in_training(device):
     assert (CONFIG.text_drop, CONFIG.image_drop) == (0.5, 0.1)
     what, empty = told(n), texts(1, 9)
     drawn = Decoder(CONFIG, Rng(0)).draw(Rng(1).normal((n, 4, 4, 2)), Rng(2), what, empty)
-    states, _, vector = (backend.to_numpy(a) for a in drawn[4:7])
+    states, _, vector = (backend.to_numpy(a) for a in drawn[3:6])
     no_text = (states == backend.to_numpy(empty.states)).all(axis=(1, 2))
     no_image = (vector == 0).all(axis=1)
     for found, share in ((no_text, 0.5), (no_image, 0.1), (no_text & no_image, 0.05)):

@@ -11,7 +11,7 @@ from tests.models.common import Stub, stirred
 from tinydiff import Rng, backend, checkpoint
 from tinydiff.diffusion import Sampling, last
 from tinydiff.models import CLIP, CLIPConfig, Imagen, TextDiffusion, TextDiffusionConfig, Upsampler, UpsamplerConfig
-from tinydiff.models.cascade import larger, smaller
+from tinydiff.models.cascade import UPSAMPLING_STEPS, larger, smaller
 from tinydiff.models.imagen import IMAGEN_GUIDANCE, IMAGEN_SAMPLING
 from tinydiff.models.text_encoder import MaskedTextEncoder, TextEncoderConfig
 from tinydiff.nn import TransformerConfig, UNetConfig
@@ -29,9 +29,10 @@ def encoder(width=8):
     return stirred(MaskedTextEncoder(TextEncoderConfig(length=20, text=TransformerConfig(width, 1, 2)), Rng(0)))
 
 
-def made(upsampler=UPSAMPLER, **base):
+def made(*upsamplers, **base):
     first = TextDiffusion(dataclasses.replace(BASE, **base), Rng(1))
-    return Imagen(encoder(), stirred(first), stirred(Upsampler(upsampler, Rng(2))))
+    later = [stirred(Upsampler(config, Rng(2))) for config in upsamplers or (UPSAMPLER,)]
+    return Imagen(encoder(), stirred(first), later)
 
 
 def drawn(model, prompts=("a star", "a ring"), how=HOW, **settings):
@@ -49,7 +50,7 @@ def test_first_a_small_picture_then_a_large_one(device):
     small = list(model.base.sample(told, Rng(3).at(0), HOW, guidance=2.0, negative=model.text("red")))
     for x, low in zip(states, small, strict=False):
         np.testing.assert_array_equal(x, backend.to_numpy(larger(low, 2)))
-    for x, other in zip(states[3:], model.upsampler.upsample(small[-1], Rng(3).at(1), HOW, level=5), strict=True):
+    for x, other in zip(states[3:], model.upsamplers[0].upsample(small[-1], Rng(3).at(1), HOW, level=5), strict=True):
         np.testing.assert_array_equal(x, backend.to_numpy(other))
     np.testing.assert_array_equal(smaller(states[2], 2), backend.to_numpy(small[-1]))
 
@@ -88,6 +89,26 @@ def test_thresholds_are_dynamic():
         np.testing.assert_allclose(last(model.base.sample(told, Rng(0), how, guidance=10, negative=nothing)), x_0)
 
 
+def test_each_upsampler_is_shown_what_the_last_one_drew(device):
+    """Each from noise of its own, in fewer steps than the first model, told the text if it reads; all at one size."""
+    unet = dataclasses.replace(UPSAMPLER.unet, attention=(0,), context=8)
+    told_too = dataclasses.replace(UPSAMPLER, unet=unet, T=60)
+    model = made(told_too, dataclasses.replace(UPSAMPLER, size=(8, 16), T=60), T=60)
+    how = Sampling(steps=UPSAMPLING_STEPS + 1, clip=90.0)
+    states = drawn(model, how=how, level=5)
+    steps = UPSAMPLING_STEPS + 1
+    assert len(states) == model.count_states(how) == (steps + 1) + 2 * steps
+    assert all(x.shape == (2, 8, 16, 3) for x in states)
+    low, (first, second), fewer = states[steps][:, ::4, ::4], model.upsamplers, dataclasses.replace(how, steps=27)
+    middle = backend.to_numpy(
+        last(first.upsample(low, Rng(3).at(1), fewer, level=5, told=model.text(["a star", "a ring"])))
+    )
+    np.testing.assert_array_equal(states[2 * steps][:, ::2, ::2], middle)
+    np.testing.assert_array_equal(
+        states[-1], backend.to_numpy(last(second.upsample(middle, Rng(3).at(2), fewer, level=5)))
+    )
+
+
 def test_an_upsampler_that_is_told_the_text_too():
     """As Imagen's own are: it draws otherwise for another text, shown the same small picture."""
     unet = dataclasses.replace(UPSAMPLER.unet, attention=(0,), context=8)
@@ -115,10 +136,10 @@ def test_it_is_loaded_from_its_parts(kind, tmp_path):
     model = made()
     if kind == "clip":
         model.text_encoder = stirred(CLIP(CLIPConfig(**towers, length=20), Rng(0)))
-    for part in ("text_encoder", "base", "upsampler"):
-        (tmp_path / part).mkdir()
-        saved(getattr(model, part), tmp_path / part)
-    loaded = Imagen.load(*(tmp_path / part for part in ("text_encoder", "base", "upsampler")))
+    for name, part in {"text": model.text_encoder, "base": model.base, "larger": model.upsamplers[0]}.items():
+        (tmp_path / name).mkdir()
+        saved(part, tmp_path / name)
+    loaded = Imagen.load(tmp_path / "text", tmp_path / "base", [tmp_path / "larger"])
     assert type(loaded.text_encoder) is type(model.text_encoder)
     np.testing.assert_array_equal(drawn(loaded)[-1], drawn(model)[-1])
 
@@ -139,13 +160,15 @@ def test_parts_trained_with_another_encoder_are_told():
 
 
 def test_parts_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"is shown pictures of \(2, 4, 3\); the base model draws \(4, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"is shown pictures of \(2, 4, 3\); the model before it draws \(4, 4, 3\)"):
         made(size=(4, 4))
-    with pytest.raises(ValueError, match=r"\(2, 4, 3\); the base model draws \(2, 4, 2\)"):
+    with pytest.raises(ValueError, match=r"\(2, 4, 3\); the model before it draws \(2, 4, 2\)"):
         made(unet=dataclasses.replace(UNET, channels=2))
     model = made()
     with pytest.raises(ValueError, match="reads texts of width 8, the text encoder's have width 4"):
-        Imagen(encoder(4), model.base, model.upsampler)
+        Imagen(encoder(4), model.base, model.upsamplers)
+    with pytest.raises(ValueError, match=r"is shown pictures of \(2, 4, 3\); the model before it draws \(4, 8, 3\)"):
+        made(UPSAMPLER, UPSAMPLER)
     unet = dataclasses.replace(UPSAMPLER.unet, attention=(0,), context=6)
     with pytest.raises(ValueError, match="reads texts of width 6, the text encoder's have width 8"):
         made(dataclasses.replace(UPSAMPLER, unet=unet))

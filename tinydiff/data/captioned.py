@@ -58,13 +58,14 @@ def source(data: str) -> Captioned:
     return CaptionedFolder(data)
 
 
-def source_to_draw(data: str) -> Captioned:
+def source_to_draw(data: str, size: int = 32) -> Captioned:
     """The same, for a model that is to draw what it is told: of shapes, with captions that tell all, too.
 
     Of one thing, only those tell its place; of two things, whose words are harder to sort out, there are more.
+    size: height and width of the pictures of shapes.
     """
     if data == "shapes":
-        return Mixture((Shapes(), Shapes(number=1, full=True), Shapes(number=2, full=True)))
+        return Mixture((Shapes(size), Shapes(size, number=1, full=True), Shapes(size, number=2, full=True)))
     return source(data)
 
 

@@ -45,7 +45,7 @@ from tinydiff.diffusion.gaussian import (
 )
 from tinydiff.diffusion.guidance import class_gradient, classifier_free, classifier_guided, guided
 from tinydiff.diffusion.inpaint import keep_known, repaint, resampled
-from tinydiff.diffusion.loss import draw_t, min_snr_weight, simple_loss, squared_error, v_weight, vlb_weight
+from tinydiff.diffusion.loss import draw_t, min_snr_weight, simple_loss, squared_error, vlb_weight
 from tinydiff.diffusion.samplers import (
     Sampling,
     ddim,
@@ -120,7 +120,6 @@ __all__ = [
     "target_of",
     "timesteps",
     "trajectory_bound",
-    "v_weight",
     "variance_bound",
     "variance_bound_arrays",
     "vlb_weight",

@@ -95,7 +95,8 @@ def min_snr_weight(t: int | Array, schedule: Schedule, gamma: float = 5.0, targe
     All three weigh an error in x_0 by min(SNR_t, gamma). t: in 1..T. Returns a float, or (B,) float64 on the host.
     Raises ValueError for t outside 1..T, gamma <= 0, or another target. (Hang et al. 2023, section 3.4)
     """
-    check_gamma(gamma)
+    if not gamma > 0:
+        raise ValueError(f"gamma must be > 0, got {gamma}")
     snr = schedule.snr
     with np.errstate(divide="ignore"):  # snr_T may be 0
         weights = {
@@ -106,23 +107,3 @@ def min_snr_weight(t: int | Array, schedule: Schedule, gamma: float = 5.0, targe
     if target not in weights:
         raise ValueError(f"target must be 'eps', 'x0' or 'v', got {target!r}")
     return lookup(weights[target], t)
-
-
-def v_weight(t: int | Array, schedule: Schedule, gamma: float = 100.0) -> Any:
-    """How much an error in x_0 counts if it is to count as the error in v that it makes, but gamma at the most.
-
-        || v - v_theta ||² = (SNR_t + 1) || x_0 - x_theta ||² = || x_0 - x_theta ||²/(1 - alpha_bar_t)
-
-    So a network can answer with x_0, which is simpler than noise, and care for the last, fine steps as if it answered
-    with v; without a bound the very last would outweigh all others. t: in 1..T. Returns a float, or (B,) float64 on the
-    host. Raises ValueError for t outside 1..T or gamma <= 0.
-    (Salimans & Ho 2022, section 4, "SNR+1 weighting"; Li & He 2025, section 4.3)
-    """
-    check_gamma(gamma)
-    return lookup(1 / np.maximum(schedule.one_minus_alpha_bar, 1 / gamma), t)
-
-
-def check_gamma(gamma: float) -> None:
-    """Raise ValueError unless the bound of a weight is above 0."""
-    if not gamma > 0:
-        raise ValueError(f"gamma must be > 0, got {gamma}")

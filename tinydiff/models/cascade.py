@@ -18,6 +18,9 @@ from tinydiff.models.text_diffusion import Condition, TextDiffusion, TextDiffusi
 from tinydiff.nn.embedding import sinusoidal
 from tinydiff.rng import Rng
 
+UPSAMPLING_STEPS = 27
+"""Steps of an upsampler at the most: most is decided in the small image already (Ramesh et al. 2022, Table 3)."""
+
 NOTHING = Condition()
 """Of a text, as DALL-E 2's upsamplers."""
 
@@ -126,3 +129,8 @@ def smaller(x: Array, factor: int) -> Array:
 def larger(x: Array, factor: int) -> Array:
     """Images (B, H, W, C) as (B, factor H, factor W, C), each pixel repeated."""
     return x.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def upsampling(how: Sampling, T: int) -> Sampling:
+    """How to sample a later stage of a cascade, whose first is sampled thus in up to T steps: in as many, or fewer."""
+    return dataclasses.replace(how, steps=min(how.steps_of(T), UPSAMPLING_STEPS))

@@ -11,6 +11,7 @@ and x_T, found by DDIM backwards, all the rest. To change one and keep the other
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -21,7 +22,7 @@ from tinydiff.backend import Array, array_module, to_device, to_numpy
 from tinydiff.diffusion import Sampling, ddim_inverse, last, q_sample, slerp
 from tinydiff.files import PathLike
 from tinydiff.models.autoregressive_prior import AutoregressivePrior
-from tinydiff.models.cascade import Upsampler, larger
+from tinydiff.models.cascade import Upsampler, larger, upsampling
 from tinydiff.models.clip import CLIP
 from tinydiff.models.decoder import Decoder
 from tinydiff.models.pixel_diffusion import USUAL_SAMPLING
@@ -34,9 +35,6 @@ Prior = DiffusionPrior | AutoregressivePrior
 
 USUAL_GUIDANCE = 2.0
 """s of E35, unless told otherwise."""
-
-UPSAMPLING_STEPS = 27
-"""The upsampler is run in as many steps as the decoder, but in no more than these (Ramesh et al. 2022, Table 3)."""
 
 
 class DallE2:
@@ -106,7 +104,7 @@ class DallE2:
         small = 1 + how.steps_of(self.decoder.schedule.T)
         if self.upsampler is None:
             return small
-        return small + 1 + self._upsampling(how).steps_of(self.upsampler.schedule.T)
+        return small + 1 + upsampling(how, self.decoder.schedule.T).steps_of(self.upsampler.schedule.T)
 
     def pictures(self, x: Array) -> np.ndarray:
         """Images of either stage at the size of the last, (n, H, W, 3), float32 in [-1, 1], on the host."""
@@ -158,14 +156,12 @@ class DallE2:
         small = self.decoder.sample(told, rng.at(0), how, guidance=guidance, negative=nothing, x_T=x_T)
         if self.upsampler is None:
             return small
-        return and_larger(self.upsampler, small, rng.at(1), self._upsampling(how), alike=x_T is not None)
+        fewer = upsampling(how, self.decoder.schedule.T)
+        return and_larger(self.upsampler, small, rng.at(1), fewer, alike=x_T is not None)
 
     def _told(self, z_i: Array | None, captions: str | Sequence[str]) -> Condition:
         texts = told_texts(self.clip, captions)
         return texts if z_i is None else dataclasses.replace(texts.repeated(len(z_i)), vector=z_i)
-
-    def _upsampling(self, how: Sampling) -> Sampling:
-        return dataclasses.replace(how, steps=min(how.steps_of(self.decoder.schedule.T), UPSAMPLING_STEPS))
 
     # --------------------------------------------------------------------------------- manipulations (E34)
 
@@ -195,21 +191,52 @@ class DallE2:
     def interpolate(
         self,
         images: Array,
-        n: int,
+        w: int | Sequence[float],
         rng: Rng,
         how: Sampling = USUAL_SAMPLING,
         guidance: float = 1.0,
     ) -> Iterator[Array]:
-        """Draw n images on the way from one to another, all from one x_T (E34; Ramesh et al. 2022, section 3.2).
+        """Draw images on the way from one to another, all from one x_T (E34; Ramesh et al. 2022, section 3.2).
 
             z_i = slerp(z_i^(1), z_i^(2), w),   w = 0, ..., 1
 
-        images: the two, (2, H, W, 3), float32 in [-1, 1]. Raises ValueError for n < 2 or another number of images.
+        images: the two, (2, H, W, 3), float32 in [-1, 1]. w: how far along each is, or how many there are, at equal
+        distances; see also `bisect`. Raises ValueError for fewer than 2, a w outside [0, 1], or other than two images.
         """
-        if n < 2 or len(images) != 2:
-            raise ValueError(f"there are 2 images or more from one to another, of 2, got {n} of {len(images)}")
+        places = np.linspace(0, 1, w) if isinstance(w, int) else np.asarray(w)
+        if len(places) < 2 or len(images) != 2:
+            raise ValueError(
+                f"there are 2 images or more from one to another, of 2, got {len(places)} of {len(images)}"
+            )
+        if places.min() < 0 or places.max() > 1:
+            raise ValueError(f"the way goes from w = 0 to 1, got {places.min():g} to {places.max():g}")
         z_i = self.image_embedding(images)
-        return self._along(arc(z_i[:1], z_i[1:], n), rng, how, guidance)
+        return self._along(arc(z_i[:1], z_i[1:], places), rng, how, guidance)
+
+    def bisect(
+        self, images: Array, rng: Rng, how: Sampling = USUAL_SAMPLING, guidance: float = 1.0
+    ) -> Iterator[tuple[float, Array]]:
+        """Find out where the images of `interpolate` change, by drawing ever more of them: each w, with its image.
+
+        First come the ends, w = 0 and 1, then always the middle of those neighbours whose images differ most. What
+        changes at once from afar, a thing into another, is often smooth from near: the w of the first n, sorted,
+        make `interpolate` walk in more even steps. There is no end; take as many as you want. images, rng, how,
+        guidance: those of `interpolate`, of a sampler that adds no noise. Each image is the decoder's, (1, H, W, 3).
+        """
+        z_i, x_T, nothing = self.image_embedding(images), self.decoder.noise(1, rng.at(2)), told_texts(self.clip, "")
+
+        def at(w: float) -> Array:
+            told = self._told(arc(z_i[:1], z_i[1:], np.array([w])), "")
+            return last(self.decoder.sample(told, rng.at(0), how, guidance=guidance, negative=nothing, x_T=x_T))
+
+        found = [(0.0, at(0.0)), (1.0, at(1.0))]
+        yield from found
+        while True:
+            jumps = [float(((after - before) ** 2).mean()) for (_, before), (_, after) in itertools.pairwise(found)]
+            i = int(np.argmax(jumps))
+            w = (found[i][0] + found[i + 1][0]) / 2
+            found.insert(i + 1, (w, at(w)))
+            yield found[i + 1]
 
     def text_diff(
         self,
@@ -238,7 +265,8 @@ class DallE2:
             raise ValueError(f"two equal texts make no difference: {old!r}")
         z_old, z_new = self.text_embedding([old, new])
         z_d = unit_rows(z_new - z_old)
-        return self._along(arc(self.image_embedding(image), z_d[None], n, far), rng, how, guidance, x_T)
+        places = np.linspace(0, far, n)
+        return self._along(arc(self.image_embedding(image), z_d[None], places), rng, how, guidance, x_T)
 
     def _along(self, z_i: Array, rng: Rng, how: Sampling, guidance: float, x_T: Array | None = None) -> Iterator[Array]:
         x_T = self.decoder.noise(1, rng.at(2)) if x_T is None else x_T
@@ -284,7 +312,7 @@ def load_prior(path: PathLike) -> Prior:
     return (AutoregressivePrior if kind == AutoregressivePrior.kind else DiffusionPrior).load(path)
 
 
-def arc(start: Array, end: Array, n: int, far: float = 1.0) -> Array:
-    """n points on the arc from one embedding towards another, (1, d) each: slerp(start, end, w), w = 0, ..., far."""
-    w = np.linspace(0, far, n, dtype=np.float32)
-    return slerp(start.repeat(n, axis=0), end.repeat(n, axis=0), w)
+def arc(start: Array, end: Array, w: np.ndarray) -> Array:
+    """Points on the arc from one embedding to another, (1, d) each: slerp(start, end, w), (n, d), for w (n,)."""
+    n = len(w)
+    return slerp(start.repeat(n, axis=0), end.repeat(n, axis=0), w.astype(np.float32))

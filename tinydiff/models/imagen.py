@@ -1,21 +1,26 @@
-"""Imagen: a text encoder that was trained on text alone, a small picture, a large one (E37; Saharia et al. 2022).
+"""Imagen: a text encoder that was trained on text alone, a small picture, larger ones (E37; Saharia et al. 2022).
 
-prompt ── text encoder ── states τ_θ(y)
-                              │
-x_T ~ N(0, I) ───── guided denoising, dynamic thresholds ── small picture
-                                                                 │ noise of level s
-x_T ~ N(0, I) ──────────────────────── upsampler ────────── large picture
+prompt ── text encoder ── states τ_θ(y) ────────────────────────────────┐
+                              │                                         │
+x_T ~ N(0, I) ───── guided denoising, dynamic thresholds ── 16 x 16     │
+                                                              │ noise of level s
+x_T ~ N(0, I) ───────────────────────── upsampler ───────── 32 x 32 ────┘
+                                                              │ noise of level s
+x_T ~ N(0, I) ───────────────────────── upsampler ───────── 64 x 64
+
+Imagen's own go from 64 to 256 to 1024.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Self
 
 from tinydiff.backend import Array
 from tinydiff.diffusion import Sampling
 from tinydiff.files import PathLike
-from tinydiff.models.cascade import NOTHING, Upsampler, larger
+from tinydiff.models.cascade import NOTHING, Upsampler, larger, upsampling
 from tinydiff.models.text_diffusion import Condition, TextDiffusion, told_texts
 from tinydiff.models.text_encoder import TrainedTextEncoder, check_listens, load_text_encoder
 from tinydiff.rng import Rng
@@ -30,37 +35,46 @@ IMAGEN_GUIDANCE = 3.0
 
 
 class Imagen:
-    """A text encoder, a model that draws small pictures for texts, and an upsampler."""
+    """A text encoder, a model that draws small pictures for texts, and upsamplers, each shown what the last one drew.
 
-    def __init__(self, text_encoder: TrainedTextEncoder, base: TextDiffusion, upsampler: Upsampler):
+    An upsampler with a context is told the text, too, as Imagen's own are.
+    """
+
+    def __init__(self, text_encoder: TrainedTextEncoder, base: TextDiffusion, upsamplers: Sequence[Upsampler]):
         """Raises ValueError for parts that do not fit one another; warns if they were trained with another encoder."""
-        config = upsampler.config
-        if base.config.size != config.low_size or base.config.unet.channels != config.unet.channels:
-            raise ValueError(
-                f"the upsampler is shown pictures of {(*config.low_size, config.unet.channels)}; "
-                f"the base model draws {(*base.config.size, base.config.unet.channels)}"
-            )
-        self.text_encoder, self.base, self.upsampler = text_encoder, base, upsampler
-        for stage in (base, upsampler) if self._upsampler_reads else (base,):
-            check_listens(stage, text_encoder)
+        self.text_encoder, self.base, self.upsamplers = text_encoder, base, tuple(upsamplers)
+        for smaller, upsampler in itertools.pairwise(self.stages):
+            assert isinstance(upsampler, Upsampler)
+            drawn = *smaller.config.size, smaller.config.unet.channels
+            shown = *upsampler.config.low_size, upsampler.config.unet.channels
+            if drawn != shown:
+                raise ValueError(f"an upsampler is shown pictures of {shown}; the model before it draws {drawn}")
+        for stage in self.stages:
+            if stage is base or reads(stage):
+                check_listens(stage, text_encoder)
 
     @property
-    def _upsampler_reads(self) -> bool:
-        """Whether the upsampler is told the text, too, as Imagen's own are."""
-        return self.upsampler.config.unet.context is not None
+    def stages(self) -> tuple[TextDiffusion, ...]:
+        """The models that draw, in their order."""
+        return self.base, *self.upsamplers
 
     @classmethod
     def load(
         cls,
         text_encoder: PathLike = "text_encoder",
-        base: PathLike = "runs/text_to_pixels",
-        upsampler: PathLike = "upsampler",
+        base: PathLike = "imagen",
+        upsamplers: Sequence[PathLike] = ("imagen_upsampler", "upsampler"),
     ) -> Self:
-        """Imagen made of these trained parts; all but the base are shipped. Raises CheckpointError as each does.
+        """Imagen made of these trained parts, by default the shipped ones. Raises CheckpointError as each does.
 
-        text_encoder: one trained on texts alone, or a CLIP, whichever the base model listened to in training.
+        text_encoder: one trained on texts alone, or a CLIP, whichever the other models listened to in training.
         """
-        return cls(load_text_encoder(text_encoder), TextDiffusion.load(base), Upsampler.load(upsampler))
+        return cls(load_text_encoder(text_encoder), TextDiffusion.load(base), [Upsampler.load(u) for u in upsamplers])
+
+    def count_states(self, how: Sampling) -> int:
+        """How many states `text_to_image` yields. Raises ValueError for more steps than T."""
+        T = self.base.schedule.T
+        return 1 + how.steps_of(T) + sum(1 + upsampling(how, T).steps_of(u.schedule.T) for u in self.upsamplers)
 
     def text(self, prompts: str | Sequence[str]) -> Condition:
         """τ_θ(y): the states of the tokens of each prompt, and which of them are there."""
@@ -75,20 +89,29 @@ class Imagen:
         negative: str = "",
         level: int | None = None,
     ) -> Iterator[Array]:
-        """Draw a picture of each prompt, yielding each state of the small ones, made large, then of the large ones.
+        """Draw a picture of each prompt, yielding each state of the small ones, then of the larger, at one size.
 
-        how: of both stages; how.clip is a percentile for dynamic thresholds, True for static ones. guidance: s of E35
-        in the small pictures, away from `negative`. level: how much noise is put on the small pictures before they are
-        shown to the upsampler, 0..S; see `Upsampler.upsample`. rng: equal rng, equal x_T. Raises ValueError for more
-        steps than T, for another level, and as `TextDiffusion.sample` does.
+        how: of all stages, see also `upsampling`; how.clip is a percentile for dynamic thresholds, True for static
+        ones. guidance: s of E35 in the small pictures, away from `negative`. level: how much noise is put on each
+        picture before an upsampler is shown it, 0..S; see `Upsampler.upsample`. rng: equal rng, equal x_T. Raises
+        ValueError for more steps than T, for another level, and as `TextDiffusion.sample` does.
         """
-        told, level = self.text(prompts), self.upsampler.level_of(level)
-        small = self.base.sample(told, rng.at(0), how, guidance=guidance, negative=self.text(negative))
+        told, levels = self.text(prompts), [upsampler.level_of(level) for upsampler in self.upsamplers]
+        drawn = self.base.sample(told, rng.at(0), how, guidance=guidance, negative=self.text(negative))
+        size = self.stages[-1].config.size[0]
 
-        def stages() -> Iterator[Array]:
-            for low in small:
-                yield larger(low, self.upsampler.config.factor)
-            also_told = told if self._upsampler_reads else NOTHING
-            yield from self.upsampler.upsample(low, rng.at(1), how, level=level, told=also_told)
+        def states() -> Iterator[Array]:
+            for low in drawn:
+                yield larger(low, size // low.shape[1])
+            for i, upsampler in enumerate(self.upsamplers):
+                also_told, fewer = told if reads(upsampler) else NOTHING, upsampling(how, self.base.schedule.T)
+                for x in upsampler.upsample(low, rng.at(1 + i), fewer, level=levels[i], told=also_told):
+                    yield larger(x, size // x.shape[1])
+                low = x
 
-        return stages()
+        return states()
+
+
+def reads(stage: TextDiffusion) -> bool:
+    """Whether a model is told the text."""
+    return stage.config.unet.context is not None

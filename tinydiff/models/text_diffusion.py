@@ -13,9 +13,8 @@ from typing import Any, ClassVar, Protocol, Self
 
 from tinydiff.autograd import Tensor, no_grad
 from tinydiff.backend import Array, array_module, beside, captured
-from tinydiff.diffusion import Sampling, classifier_free, denoiser, draw_t, q_sample, squared_error, target_of, v_weight
+from tinydiff.diffusion import Sampling, classifier_free, denoiser, draw_t, q_sample, squared_error, target_of
 from tinydiff.diffusion.samplers import Clip, Denoise
-from tinydiff.diffusion.schedule import per_sample
 from tinydiff.files import PathLike
 from tinydiff.models.pixel_diffusion import SCHEDULES, TARGETS, USUAL_SAMPLING, schedule_for
 from tinydiff.models.trained import load_trained
@@ -118,8 +117,7 @@ class TextDiffusionConfig:
     """What a TextDiffusion is made of.
 
     unet: the network's sizes; unet.context is the width of a text's states. size: height and width of what is drawn. T,
-    schedule, target: see PixelDiffusionConfig. v_loss: whether the error is measured in v, whatever the target, which
-    must be x0 then: see `v_weight`. text_drop: the share of texts that are replaced by the empty one in
+    schedule, target: see PixelDiffusionConfig. text_drop: the share of texts that are replaced by the empty one in
     training, so that guidance has something to move away from (E35). text_layers: blocks of a transformer that reads
     the states before the U-Net does, and is trained with it. CLIP's text tower is causal: "a red circle" does not know
     yet what it is left of. Here each token sees all (Kong et al. 2024, section 4.2, call it a token refiner); Stable
@@ -135,7 +133,6 @@ class TextDiffusionConfig:
     T: int = 1000
     schedule: str = "cosine"
     target: str = "v"
-    v_loss: bool = False
     text_drop: float = 0.1
     text_layers: int = 0
     text_encoder: str = ""
@@ -145,8 +142,6 @@ class TextDiffusionConfig:
             if value not in known:
                 raise ValueError(f"the {name} must be one of {', '.join(known)}, got {value!r}")
         check_share("texts", self.text_drop)
-        if self.v_loss and self.target != "x0":
-            raise ValueError(f"the error of an x0 can be measured in v, not that of {self.target}")
         if self.text_layers < 0 or (self.text_layers and self.unet.context is None):
             raise ValueError(
                 f"the number of layers for the text must be at least 0, and 0 without a context, got {self.text_layers}"
@@ -209,29 +204,26 @@ class TextDiffusion(Module):
 
             L = || ε − ε_θ(x_t, t, τ_θ(y)) ||²,   x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε
 
-        or as much for another target, averaged over batch and pixels; with `v_loss` the error of an x_0 counts as that
-        of its v, up to a bound (`v_weight`). Some texts are replaced by the empty one.
+        or as much for another target, averaged over batch and pixels; some texts are replaced by the empty one.
         x_0: (B, H, W, C), float32. rng: the stream of this step. told: of B images; empty: of the text "".
         """
         return self.loss_of(*self.draw(x_0, rng, told, empty))
 
     def draw(self, x_0: Array, rng: Rng, told: Condition, empty: Condition) -> tuple[Array | None, ...]:
-        """All that `loss` draws and looks up, the arguments of `loss_of`: x_t, t, what is wanted, its weight or
-        None, and what is told."""
+        """All that `loss` draws and looks up, the arguments of `loss_of`: x_t, t, what is wanted, what is told."""
         s = self.schedule
         t = draw_t(rng.at(0), len(x_0), s.T, stratified=True)
         eps = rng.at(1).normal_like(x_0)
         wanted = target_of(x_0, eps, t, s, self.config.target)
-        weight = per_sample(v_weight(t, s), x_0) if self.config.v_loss else None
-        return q_sample(x_0, t, eps, s), beside(t, x_0), wanted, weight, *self.hide_some(told, empty, rng).arrays
+        return q_sample(x_0, t, eps, s), beside(t, x_0), wanted, *self.hide_some(told, empty, rng).arrays
 
     def hide_some(self, told: Condition, empty: Condition, rng: Rng) -> Condition:
         """Replace a share of the texts by the empty one, so that the model learns to do without (E35)."""
         return told.some_replaced(empty, self.config.text_drop, rng.at(2))
 
-    def loss_of(self, x_t: Array, t: Array, wanted: Array, weight: Array | None, *told: Array | None) -> Tensor:
+    def loss_of(self, x_t: Array, t: Array, wanted: Array, *told: Array | None) -> Tensor:
         """The loss of what `draw` gave."""
-        return squared_error(self(x_t, t, Condition(*told)), wanted, weight)
+        return squared_error(self(x_t, t, Condition(*told)), wanted)
 
     def denoiser(
         self, told: Condition, guidance: float = 1.0, negative: Condition | None = None, clip: Clip = True
