@@ -9,9 +9,10 @@
     python examples/dalle2.py --vary star.png --diff "a red star" "a blue star"         changed by what a text changes
     python examples/dalle2.py --prompts prompts.txt --save-array drawn.npz              one picture a line
 
-What it knows of: see text_to_image.py. The package brings all parts along; --prior, --decoder and --upsampler take
+What it knows of: see text_to_image.py. The package brings all parts along; --prior, --decoder and --upsamplers take
 runs of train_prior.py, train_decoder.py and train_upsampler.py instead. Equal seeds give equal pictures. Beside the
-picture, a strip shows how the decoder draws it small out of noise, and the upsampler, out of noise again, large.
+picture, a strip shows how the decoder draws it small, 16 x 16, out of noise, and the upsamplers, out of noise again,
+larger.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tinydiff import cli, drawing, image
 from tinydiff.backend import Array
 from tinydiff.diffusion import Sampling
 from tinydiff.models import DallE2
-from tinydiff.models.dalle2 import USUAL_GUIDANCE
+from tinydiff.models.dalle2 import UPSAMPLERS, USUAL_GUIDANCE
 from tinydiff.rng import Rng
 
 SHIPPED_PRIORS = {"diffusion": "prior", "autoregressive": "autoregressive_prior"}
@@ -45,7 +46,7 @@ def parse() -> argparse.Namespace:
         const="text",
         help="tell the decoder the embedding of the text, or no embedding and the caption alone",
     )
-    how.add_argument("--no-upsampler", action="store_true", help="stay small")
+    how.add_argument("--no-upsamplers", action="store_true", help="stay small")
     picture = parser.add_argument_group("of a picture, in place of a prompt (E34)")
     picture.add_argument("--vary", metavar="PNG", help="draw others like it")
     picture.add_argument("--eta", type=float, metavar="E", help="near it: 0 gives it back, 1 changes most")
@@ -56,9 +57,8 @@ def parse() -> argparse.Namespace:
     which.add_argument("--prior", default="diffusion", metavar="PRIOR", help=prior)
     which.add_argument("--clip", default="clip", metavar="RUN", help="of train_clip.py (default: shipped)")
     which.add_argument("--decoder", default="decoder", metavar="RUN", help="of train_decoder.py (default: shipped)")
-    which.add_argument(
-        "--upsampler", default="upsampler", metavar="RUN", help="of train_upsampler.py (default: shipped)"
-    )
+    makes = "make them larger, one after the other, of train_upsampler.py (default: shipped)"
+    which.add_argument("--upsamplers", nargs="+", default=UPSAMPLERS, metavar="RUN", help=makes)
     return parser.parse_args()
 
 
@@ -90,7 +90,7 @@ def check_pictures(options: argparse.Namespace) -> None:
 def load(options: argparse.Namespace) -> DallE2:
     """The model of the parts that the flags name."""
     prior = None if options.no_prior or options.vary else SHIPPED_PRIORS.get(options.prior, options.prior)
-    return DallE2.load(options.clip, prior, options.decoder, None if options.no_upsampler else options.upsampler)
+    return DallE2.load(options.clip, prior, options.decoder, () if options.no_upsamplers else options.upsamplers)
 
 
 def draw(model: DallE2, prompts: list[str], rng: Rng, what: str, options: argparse.Namespace) -> list[np.ndarray]:

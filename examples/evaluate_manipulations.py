@@ -21,8 +21,9 @@ import numpy as np
 from tinydiff import cli, image, program
 from tinydiff.backend import to_numpy
 from tinydiff.data.captioned import Shapes
-from tinydiff.diffusion import Sampling
+from tinydiff.diffusion import Sampling, last
 from tinydiff.models import DallE2, SceneReader
+from tinydiff.models.dalle2 import UPSAMPLERS
 from tinydiff.models.scene_reader import agreement
 from tinydiff.rng import Rng
 
@@ -50,6 +51,8 @@ def parse() -> argparse.Namespace:
         add(name, type=int, default=usual, metavar="N", help=f"{of} (default: %(default)s)")
     add("--clip", default="clip", metavar="RUN", help="of train_clip.py (default: shipped)")
     add("--decoder", default="decoder", metavar="RUN", help="of train_decoder.py (default: shipped)")
+    to_32 = "of train_upsampler.py, up to 32 x 32 pixels, which the scene reader reads (default: shipped)"
+    add("--upsamplers", nargs="*", default=UPSAMPLERS[:1], metavar="RUN", help=to_32)
     cli.add_device(parser)
     out = pathlib.Path("runs/manipulations")
     add("--out", type=pathlib.Path, default=out, metavar="DIR", help="pictures of walks (default: %(default)s)")
@@ -65,7 +68,7 @@ def main() -> None:
     cli.check_writable(options.out / "one_thing.png")
     rng, how = Rng(options.seed), Sampling(steps=options.steps)
     with cli.on_device(options.device):
-        model = DallE2.load(options.clip, prior=None, decoder=options.decoder, upsampler=None)
+        model = DallE2.load(options.clip, None, options.decoder, options.upsamplers)
         print(f"of {options.copies} variations each of {options.n} scenes, as many keep their\n")
         print(f"| | {' | '.join(KEPT)} |\n|---|{'---|' * len(KEPT)}")
         for i, (kind, source) in enumerate(KINDS.items()):
@@ -95,8 +98,8 @@ def variations(model: DallE2, x: np.ndarray, copies: int, rng: Rng, how: Samplin
 
 def walk(model: DallE2, ends: np.ndarray, frames: int, rng: Rng, how: Sampling) -> np.ndarray:
     """Pictures from one to another, (frames, H, W, 3), in [-1, 1], drawn where most changes."""
-    found = sorted(itertools.islice(model.bisect(ends, rng, how), frames), key=lambda each: each[0])
-    return np.concatenate([to_numpy(x).clip(-1, 1) for _, x in found])
+    places = sorted(w for w, _ in itertools.islice(model.bisect(ends, rng, how), frames))
+    return to_numpy(last(model.interpolate(ends, places, rng, how))).clip(-1, 1)
 
 
 def largest_step(frames: np.ndarray) -> float:

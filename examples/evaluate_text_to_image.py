@@ -82,7 +82,7 @@ def load_stable_diffusion(options: argparse.Namespace) -> Draw:
 def load_dalle2(options: argparse.Namespace) -> Draw:
     """A text, an embedding of an image, a picture (E29); or without the prior, as the flags say."""
     prior = None if options.no_prior else options.prior
-    model = DallE2.load(prior=prior, decoder=options.decoder, upsampler=options.upsampler)
+    model = DallE2.load(prior=prior, decoder=options.decoder, upsamplers=options.upsamplers or dalle2.UPSAMPLERS)
 
     def draw(prompts: list[str], rng: Rng, how: Sampling, guidance: float) -> np.ndarray:
         if options.no_prior == "caption":
@@ -106,7 +106,7 @@ def load_glide(options: argparse.Namespace) -> Draw:
 
 def load_imagen(options: argparse.Namespace) -> Draw:
     """A text, a small picture, larger ones (E37), with dynamic thresholds."""
-    model = Imagen.load(options.text_encoder or "text_encoder", options.base, options.upsamplers)
+    model = Imagen.load(options.text_encoder or "text_encoder", options.base, options.upsamplers or imagen.UPSAMPLERS)
 
     def draw(prompts: list[str], rng: Rng, how: Sampling, guidance: float) -> np.ndarray:
         dynamic = dataclasses.replace(how, clip=imagen.PERCENTILE)
@@ -144,13 +144,13 @@ def parse_flags() -> argparse.Namespace:
     which.add_argument("--model", choices=SYSTEMS, default="stable-diffusion", help="default: %(default)s")
     which.add_argument("--run", type=pathlib.Path, metavar="RUN", help="of train_text_to_image.py (default: shipped)")
     which.add_argument("--unet", type=pathlib.Path, metavar="RUN", help="of train_latent_diffusion.py")
-    for part in ("prior", "decoder", "upsampler", "glide"):
+    for part in ("prior", "decoder", "glide"):
         which.add_argument(f"--{part}", default=part, metavar="RUN", help=f"of train_{part}.py (default: shipped)")
     without = "dalle2: told the text's embedding instead, or no embedding and the caption alone"
     which.add_argument("--no-prior", nargs="?", choices=("text", "caption"), const="text", help=without)
     which.add_argument("--base", default="imagen", metavar="RUN", help="Imagen's, of train_text_to_pixels.py")
-    larger = ["imagen_upsampler", "upsampler"]
-    which.add_argument("--upsamplers", nargs="+", default=larger, metavar="RUN", help="Imagen's, of train_upsampler.py")
+    larger = "of DALL-E 2 or Imagen, of train_upsampler.py (default: shipped, each its own)"
+    which.add_argument("--upsamplers", nargs="+", metavar="RUN", help=larger)
     listened = "that GLIDE or Imagen listens to (default: shipped, each its own)"
     which.add_argument("--text-encoder", metavar="RUN", help=listened)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")

@@ -26,7 +26,7 @@ import numpy as np
 from tinydiff import backend, cli, drawing
 from tinydiff.diffusion import Sampling
 from tinydiff.models import Imagen
-from tinydiff.models.imagen import IMAGEN_GUIDANCE, PERCENTILE
+from tinydiff.models.imagen import IMAGEN_GUIDANCE, PERCENTILE, UPSAMPLERS
 from tinydiff.rng import Rng
 
 
@@ -42,8 +42,7 @@ def parse() -> argparse.Namespace:
     which.add_argument("--text-encoder", default="text_encoder", metavar="RUN", help="or a CLIP (default: shipped)")
     which.add_argument("--base", default="imagen", metavar="RUN", help="draws small pictures (default: shipped)")
     makes = "make them larger, one after the other (default: shipped)"
-    usual = ["imagen_upsampler", "upsampler"]
-    which.add_argument("--upsamplers", nargs="+", default=usual, metavar="RUN", help=makes)
+    which.add_argument("--upsamplers", nargs="+", default=UPSAMPLERS, metavar="RUN", help=makes)
     return parser.parse_args()
 
 

@@ -57,12 +57,12 @@ class Recipe:
     """
 
     data: str = "shapes"
-    pictures: int = 40_000
+    pictures: int = 60_000
     size: int = 16
     clip: str = "clip"
-    width: int = 56
+    width: int = 48
     text_layers: int = 2
-    steps: int = 3500
+    steps: int = 2600
     batch_size: int = 128
     lr: float = 2e-3
     tested: int = 200
@@ -129,8 +129,9 @@ def train(run: Run[Recipe]) -> None:
             report(model, clip, unseen, prompts, known, rng.at(PICTURES))
     print(f"In rows: pictures; drawn from {', from '.join(known)}: {folder / 'samples.png'}")
     print(f"Put the model into a small file:\n  {program.export_command(folder, 'decoder.npz')}")
-    script = pathlib.Path(__file__).with_name("train_upsampler.py")
-    print(f"Train what makes its pictures larger:\n  {cli.command(script)}")
+    script, flags = pathlib.Path(__file__).with_name("train_upsampler.py"), ("--text-encoder", recipe.clip)
+    command = cli.command(script, "--size", f"{2 * recipe.size}", *(flags if recipe.size < 32 else ()))
+    print(f"Train what makes its pictures larger:\n  {command}")
 
 
 def config_for(recipe: Recipe, clip: CLIP, images: np.ndarray) -> DecoderConfig:

@@ -29,7 +29,15 @@ from tinydiff.data import captioned
 from tinydiff.data.captioned import Captioned, Shapes
 from tinydiff.diffusion import Sampling
 from tinydiff.metrics import psnr
-from tinydiff.models import Condition, Upsampler, UpsamplerConfig, told_texts
+from tinydiff.models import (
+    Condition,
+    MaskedTextEncoder,
+    Upsampler,
+    UpsamplerConfig,
+    dalle2,
+    imagen,
+    told_texts,
+)
 from tinydiff.models.cascade import NOTHING, larger, smaller
 from tinydiff.models.text_encoder import TrainedTextEncoder, load_text_encoder
 from tinydiff.nn import UNetConfig
@@ -131,8 +139,18 @@ def train(run: Run[Recipe]) -> None:
         report(model, unseen, asked, rng.at(PICTURES))
     print(f"In rows: small pictures, made larger, and as they were: {folder / 'samples.png'}")
     print(f"Put the model into a small file:\n  {program.export_command(folder, 'upsampler.npz')}")
-    script = pathlib.Path(__file__).with_name("dalle2.py")
-    print(f"Draw with all of DALL-E 2:\n  {cli.command(script, 'a red star', '--upsampler', folder)}")
+    print(next_command(recipe, encoder, folder))
+
+
+def next_command(recipe: Recipe, encoder: TrainedTextEncoder | None, folder: pathlib.Path) -> str:
+    """How to draw with a trained upsampler in its place: of Imagen, if it is told by a reader of texts alone."""
+    imagens = isinstance(encoder, MaskedTextEncoder)
+    usual, name, script = (
+        (imagen.UPSAMPLERS, "Imagen", "imagen.py") if imagens else (dalle2.UPSAMPLERS, "DALL-E 2", "dalle2.py")
+    )
+    places = (folder, usual[1]) if recipe.size == 32 else (usual[0], folder)
+    command = cli.command(pathlib.Path(__file__).with_name(script), "a red star", "--upsamplers", *places)
+    return f"Draw with all of {name}:\n  {command}"
 
 
 def config_for(recipe: Recipe, encoder: TrainedTextEncoder | None, images: np.ndarray) -> UpsamplerConfig:

@@ -32,6 +32,7 @@ from tinydiff.diffusion import Sampling, last
 from tinydiff.image import grid, to_signed
 from tinydiff.metrics import psnr
 from tinydiff.models import DallE2, SceneReader
+from tinydiff.models.dalle2 import UPSAMPLERS
 from tinydiff.models.scene_reader import agreement
 
 QUICK = "TINYDIFF_QUICK" in os.environ  # fewer pictures and steps, for the tests
@@ -39,7 +40,7 @@ OUT = pathlib.Path(__file__).resolve().parent / "out"
 OUT.mkdir(exist_ok=True)
 STEPS = 3 if QUICK else 25
 HOW = Sampling(steps=STEPS)
-model, reader = DallE2.load(prior=None, upsampler=None), SceneReader.load("scene_reader")  # pictures in, pictures out
+model, reader = DallE2.load(prior=None, upsamplers=UPSAMPLERS[:1]), SceneReader.load("scene_reader")  # 32 x 32 pixels
 
 
 def show(name, rows, titles):
@@ -135,14 +136,14 @@ print("the largest step of nine pictures, of the way from end to end:", *(f"{lar
 
 # %%
 M = 4 if QUICK else 33
-halved = [
-    sorted(itertools.islice(model.bisect(x[list(pair)], Rng(4), HOW), M), key=lambda each: each[0]) for pair in pairs
+halved = [sorted(w for w, _ in itertools.islice(model.bisect(x[list(pair)], Rng(4), HOW), M)) for pair in pairs]
+even = [
+    model.pictures(last(model.interpolate(x[list(pair)], places, Rng(4), HOW)))
+    for pair, places in zip(pairs, halved, strict=True)
 ]
-even = [model.pictures(np.concatenate([picture for _, picture in places])) for places in halved]
 show("28_even_steps.png", [way[:: 1 if QUICK else 4] for way in even], ["halved where most changes"] * len(even))
 for places, way in zip(halved, even, strict=True):
-    w = np.array([place for place, _ in places])
-    print(f"of {M} pictures the largest step is {largest_step(way):.2f}, the smallest in w {np.diff(w).min():.1e}")
+    print(f"of {M} pictures the largest step is {largest_step(way):.2f}, the smallest in w {np.diff(places).min():.1e}")
 
 # %% [markdown]
 # ![even steps](out/28_even_steps.png)

@@ -307,7 +307,10 @@ plt.close(figure)
 # quite: the captions of training leave out some pairs of shape and colour, the same ones for "disc" as for "circle",
 # and even that can be read from texts.) A U-Net that listens to the right one can still learn what a disc is, since
 # *it* sees pictures: it only has to do the work itself. Does it? The base model was trained a second time, in the same
-# way but told by CLIP: COMPARISON
+# way but told by CLIP. Of 500 captions of one thing, both draw everything right in 100 %; of 500 of two things, CLIP's
+# listener does in 89 %, and this one in 52 %: mostly it draws the right things, one in the place of the other. To guess
+# a hidden word, it never mattered which thing is above which; CLIP, which was shown scenes that differ in nothing else,
+# had to know.
 #
 # Imagen's authors found T5 and CLIP equal by automatic scores, and T5 preferred by people where texts are long and
 # intricate. Our texts are neither.

@@ -55,7 +55,7 @@ glide, clip, reader = TextInpainting.load("glide"), CLIP.load("clip"), SceneRead
 # | | the text enters | is diffused |
 # |---|---|---|
 # | Stable Diffusion | as CLIP's states of its tokens, by cross-attention | the **latents** of an autoencoder |
-# | DALL-E 2 | through the prior, and by cross-attention, too | an **embedding**; pixels; more pixels |
+# | DALL-E 2 | through the prior, and by cross-attention, too | an **embedding**; few pixels; more; more still |
 # | GLIDE | as in Stable Diffusion | **pixels** |
 # | Imagen | so, too, but from an encoder that learned from **texts alone** | few pixels; **more**; more still |
 #
@@ -73,7 +73,7 @@ def by_stable_diffusion(prompts, rng):
 
 
 def by_dalle2(prompts, rng):
-    """An embedding, a picture of it, a larger one (E29)."""
+    """An embedding, a small picture of it, larger ones (E29)."""
     return last(dalle2.text_to_image(prompts, rng, HOW))
 
 
@@ -115,7 +115,7 @@ def parameters(*parts):
 
 stages = {
     "Stable Diffusion": [stable.unet],
-    "DALL-E 2": [dalle2.decoder, dalle2.upsampler],
+    "DALL-E 2": list(dalle2.stages),
     "GLIDE": [glide],
     "Imagen": list(imagen.stages),
 }
@@ -124,7 +124,7 @@ diffused["DALL-E 2"].insert(0, dalle2.prior.config.embedding)
 begins = {name: [stage.config.size[0] // stage.config.unet.patch for stage in some] for name, some in stages.items()}
 size = {
     "Stable Diffusion": parameters(clip.text, stable.unet, stable.vae.decoder, stable.vae.conv_z),
-    "DALL-E 2": parameters(clip.text, clip.text_head, dalle2.prior, dalle2.decoder, dalle2.upsampler),
+    "DALL-E 2": parameters(clip.text, clip.text_head, dalle2.prior, *dalle2.stages),
     "GLIDE": parameters(clip.text, glide),
     "Imagen": parameters(imagen.text_encoder, *imagen.stages),
 }

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.models.test_dalle2 import made
+from tests.models.test_dalle2 import made, save
 from tests.test_examples_text_to_image import call, samples
-from tinydiff import checkpoint
-from tinydiff.train import Training, TrainSettings
 
 DRAW = pathlib.Path(__file__).parents[1] / "examples" / "dalle2.py"
 
@@ -26,10 +24,9 @@ def parts(tmp_path_factory):
     """The flags that name four small models that nobody trained."""
     model, folder = made("autoregressive"), tmp_path_factory.mktemp("run")
     flags = []
+    save(model, folder)
     for name in ("clip", "prior", "decoder", "upsampler"):
-        (folder / name).mkdir()
-        Training(getattr(model, name), TrainSettings(1), folder / name / checkpoint.NAME, {}).save()
-        flags += [f"--{name}", folder / name]
+        flags += ["--upsamplers" if name == "upsampler" else f"--{name}", folder / name]
     return [*flags, "--steps", 3, "--device", "cpu"]
 
 
@@ -61,7 +58,7 @@ def test_a_prompt(draw, tmp_path):
         ["--seed", 1],
     ):
         assert (draw("a red star", "--n", 2, *other) != drawn).any(), other
-    assert draw("a red star", "--n", 2, "--no-upsampler").shape == (2, 8, 8, 3)
+    assert draw("a red star", "--n", 2, "--no-upsamplers").shape == (2, 8, 8, 3)
 
 
 def test_pictures_like_one(draw):

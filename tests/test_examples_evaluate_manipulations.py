@@ -37,7 +37,10 @@ class Varying:
         return [x, np.where(turned, x[:, ::-1], x)]
 
     def bisect(self, ends, rng, how):
-        return ((w, ends[:1] + np.float32(w) * (ends[1:] - ends[:1])) for w in self.places)
+        return ((w, None) for w in self.places)
+
+    def interpolate(self, ends, w, rng, how):
+        return [np.concatenate([ends[:1] + np.float32(w) * (ends[1:] - ends[:1]) for w in w])]
 
 
 def test_what_variations_keep(names):

@@ -61,12 +61,12 @@ def test_dalle2(without, tmp_path, monkeypatch, capsys):
     rng, asked = np.random.default_rng(0), []
 
     class Drawing:
-        def __init__(self, prior, decoder, upsampler):
-            assert (prior, decoder, upsampler) == (None if without else "prior", "d", "upsampler")
+        def __init__(self, prior, decoder, upsamplers):
+            assert (prior, decoder, upsamplers) == (None if without else "prior", "d", ["u", "v"])
 
         @classmethod
-        def load(cls, prior, decoder, upsampler):
-            return cls(prior, decoder, upsampler)
+        def load(cls, prior, decoder, upsamplers):
+            return cls(prior, decoder, upsamplers)
 
         def draw(self, z_i, prompts, rng, how, guidance):
             assert z_i is None
@@ -80,7 +80,22 @@ def test_dalle2(without, tmp_path, monkeypatch, capsys):
             return x
 
     monkeypatch.setattr(models, "DallE2", Drawing)
-    flags = ["--model", "dalle2", "--decoder", "d", *without, "--n", 2, "--repeated", 2, "--device", "cpu"]
+    flags = [
+        "--model",
+        "dalle2",
+        "--decoder",
+        "d",
+        "--upsamplers",
+        "u",
+        "v",
+        *without,
+        "--n",
+        2,
+        "--repeated",
+        2,
+        "--device",
+        "cpu",
+    ]
     code, out, err = call(monkeypatch, capsys, EVALUATE, *flags)
     assert code == 0 and "guidance 2;" in out, err
     assert set(asked) == {("draw" if "caption" in without else "text_to_image", 50, 2.0)}

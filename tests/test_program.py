@@ -340,3 +340,16 @@ def test_things_are_drawn_some_at_a_time(device):
     assert [some for some, _ in seen] == [slice(0, 3), slice(3, 6), slice(6, 9)]
     for i, (_, rng) in zip((0, 3, 6), seen, strict=True):
         assert_close(rng.normal((2,)), backend.to_numpy(Rng(2).at(i).normal((2,))))
+
+
+@pytest.mark.parametrize("n", [3, 1001])
+def test_pictures_are_made_smaller_by_the_mean(n):
+    images = np.random.default_rng(0).integers(0, 256, (n, 4, 8, 3), dtype=np.uint8)
+    small = program.made_smaller(images, 2)
+    assert small.shape == (n, 2, 4, 3) and small.dtype == np.uint8
+    means = images.reshape(n, 2, 2, 4, 2, 3).mean(axis=(2, 4))
+    assert np.abs(small - means).max() <= 0.51
+    assert program.made_smaller(images, 4) is images
+    for size in (3, 8):
+        with pytest.raises(ValueError, match=f"--size must divide that of the pictures, 4 x 8, got {size}"):
+            program.made_smaller(images, size)

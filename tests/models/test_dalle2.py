@@ -32,7 +32,7 @@ from tinydiff.models import (
     told_captions,
     told_texts,
 )
-from tinydiff.models.cascade import UPSAMPLING_STEPS
+from tinydiff.models.cascade import UPSAMPLING_STEPS, larger, smaller
 from tinydiff.models.dalle2 import arc
 from tinydiff.nn import TransformerConfig, UNetConfig
 from tinydiff.train import Training, TrainSettings
@@ -66,8 +66,8 @@ def decoder_of(**fields):
 
 
 def made(prior="diffusion", large=True):
-    upsampler = stirred(Upsampler(UPSAMPLER, Rng(4))) if large else None
-    return DallE2(clip_of(), prior and prior_of(prior), decoder_of(), upsampler)
+    upsamplers = [stirred(Upsampler(UPSAMPLER, Rng(4)))] if large else []
+    return DallE2(clip_of(), prior and prior_of(prior), decoder_of(), upsamplers)
 
 
 def images(n=2, seed=9):
@@ -93,7 +93,7 @@ def check_step_by_step(kind):
     z_i = model.prior.sample(captions, Rng(3).at(0), candidates=3, empty=empty)
     told, nothing = Condition(captions.states, captions.mask, z_i), told_texts(model.clip, "")
     small = list(model.decoder.sample(told, Rng(3).at(1, 0), HOW, guidance=2.0, negative=nothing))
-    large = list(model.upsampler.upsample(small[-1], Rng(3).at(1, 1), HOW))
+    large = list(model.upsamplers[0].upsample(small[-1], Rng(3).at(1, 1, 0), HOW))
     assert len(states) == len(small) + len(large)
     for x, expected in zip(states, [*small, *large], strict=True):
         assert_close(x, to_numpy(expected), rtol=1e-5, atol=1e-6)
@@ -105,6 +105,23 @@ def test_first_the_embedding_then_the_image(device):
 
 def test_either_prior_will_do():
     check_step_by_step("diffusion")
+
+
+def test_an_upsampler_that_reads_is_told_the_caption():
+    """And images of given noise are made larger from one noise, each told its own."""
+    unet = dataclasses.replace(UPSAMPLER.unet, attention=(0,), context=8)
+    model = DallE2(
+        clip_of(), None, decoder_of(), [stirred(Upsampler(dataclasses.replace(UPSAMPLER, unet=unet), Rng(4)))]
+    )
+    model.decoder.unet = Stub()
+    z_i, x_T = model.image_embedding(images()), images(1).repeat(2, axis=0)
+    for start in (None, x_T):
+        one, other = (
+            last(model.draw(z_i, ["a star", caption], Rng(0), HOW, x_T=start)) for caption in ("a star", "a ring")
+        )
+        np.testing.assert_array_equal(one[0], other[0])
+        assert np.abs(one[1] - other[1]).max() > 1e-5
+        assert (one[0] == one[1]).all() == (start is not None)
 
 
 def test_the_candidates_are_told_apart_by_the_text():
@@ -181,6 +198,18 @@ def test_a_variation_is_told_what_clip_sees_and_nothing_else():
     assert np.abs(one - other).max() > 1e-3
 
 
+def test_the_noise_of_an_image_that_is_larger_than_what_the_decoder_draws(monkeypatch):
+    """It is found by the means of its pixels, and by what CLIP sees of the image as it is."""
+    decoder = stirred(Decoder(DecoderConfig(UNET, (4, 4), T=70, tokens=2), Rng(3)))
+    model, x = DallE2(clip_of(), None, decoder), images()
+    x_T = model.invert(x, Rng(1), 3)
+    assert x_T.shape == (2, 4, 4, 3)
+    z_i, squares = model.image_embedding(x), larger(smaller(x, 2), 2)
+    assert np.abs(x_T - model.invert(squares, Rng(1), 3)).max() > 1e-5
+    monkeypatch.setattr(model, "image_embedding", lambda images: z_i)
+    assert_close(x_T, model.invert(squares, Rng(1), 3), atol=1e-5)
+
+
 def test_the_way_from_one_image_to_another(device):
     """The ends are drawn of the two embeddings and the middle of none of them, all from one noise."""
     model, x = made(), images()
@@ -249,16 +278,22 @@ def test_an_image_is_drawn_from_its_own_two_coordinates():
 @pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])
 def test_it_is_loaded_part_by_part(kind, tmp_path):
     model = made(kind)
-    for name in ("clip", "prior", "decoder", "upsampler"):
-        (tmp_path / name).mkdir()
-        Training(getattr(model, name), TrainSettings(1), tmp_path / name / checkpoint.NAME, {}).save()
-    loaded = DallE2.load(*(tmp_path / name for name in ("clip", "prior", "decoder", "upsampler")))
+    save(model, tmp_path)
+    loaded = DallE2.load(*(tmp_path / name for name in ("clip", "prior", "decoder")), [tmp_path / "upsampler"])
     a, b = (last(m.text_to_image(["a star"], Rng(0), HOW)) for m in (model, loaded))
     np.testing.assert_array_equal(a, b)
-    less = DallE2.load(tmp_path / "clip", None, tmp_path / "decoder", None)
-    assert less.prior is None and less.upsampler is None
+    less = DallE2.load(tmp_path / "clip", None, tmp_path / "decoder", [])
+    assert less.prior is None and not less.upsamplers and less.size == (8, 8)
     with pytest.raises(checkpoint.CheckpointError, match="expected 'diffusion-prior', got 'clip'"):
-        DallE2.load(tmp_path / "clip", tmp_path / "clip", tmp_path / "decoder", None)
+        DallE2.load(tmp_path / "clip", tmp_path / "clip", tmp_path / "decoder", [])
+
+
+def save(model, folder):
+    """Each part in a folder of its own."""
+    parts = {name: getattr(model, name) for name in ("clip", "prior", "decoder")}
+    for name, part in {**parts, "upsampler": model.upsamplers[0]}.items():
+        (folder / name).mkdir()
+        Training(part, TrainSettings(1), folder / name / checkpoint.NAME, {}).save()
 
 
 def test_parts_that_do_not_fit_are_refused():
@@ -270,8 +305,8 @@ def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"width 8 and embeddings of 6 numbers; the prior takes 8 and 5"):
         DallE2(clip, narrow, decoder)
     large = Upsampler(dataclasses.replace(UPSAMPLER, size=(24, 32)), Rng(0))
-    with pytest.raises(ValueError, match="decoder draws 8 x 8, the upsampler takes 12 x 16"):
-        DallE2(clip, None, decoder, large)
+    with pytest.raises(ValueError, match=r"is shown pictures of \(12, 16, 3\); the model before it draws \(8, 8, 3\)"):
+        DallE2(clip, None, decoder, [large])
 
 
 def test_parts_that_were_trained_with_another_clip_are_warned_of():
@@ -283,6 +318,9 @@ def test_parts_that_were_trained_with_another_clip_are_warned_of():
         DallE2(clip, prior, decoder)
     with pytest.warns(UserWarning, match="the decoder was trained with another CLIP"):
         DallE2(clip_of(7), None, decoder)
+    reading = dataclasses.replace(UPSAMPLER, unet=dataclasses.replace(UPSAMPLER.unet, context=8), text_encoder=known)
+    with pytest.warns(UserWarning, match="the upsampler was trained with another CLIP"):
+        DallE2(clip_of(7), None, decoder_of(), [Upsampler(reading, Rng(0))])
     with pytest.warns(UserWarning, match="the prior was trained with another CLIP"):
         DallE2(clip_of(7), prior, decoder_of())
 

@@ -50,7 +50,9 @@ def test_first_a_small_picture_then_a_large_one(device):
     small = list(model.base.sample(told, Rng(3).at(0), HOW, guidance=2.0, negative=model.text("red")))
     for x, low in zip(states, small, strict=False):
         np.testing.assert_array_equal(x, backend.to_numpy(larger(low, 2)))
-    for x, other in zip(states[3:], model.upsamplers[0].upsample(small[-1], Rng(3).at(1), HOW, level=5), strict=True):
+    for x, other in zip(
+        states[3:], model.upsamplers[0].upsample(small[-1], Rng(3).at(1, 0), HOW, level=5), strict=True
+    ):
         np.testing.assert_array_equal(x, backend.to_numpy(other))
     np.testing.assert_array_equal(smaller(states[2], 2), backend.to_numpy(small[-1]))
 
@@ -101,11 +103,11 @@ def test_each_upsampler_is_shown_what_the_last_one_drew(device):
     assert all(x.shape == (2, 8, 16, 3) for x in states)
     low, (first, second), fewer = states[steps][:, ::4, ::4], model.upsamplers, dataclasses.replace(how, steps=27)
     middle = backend.to_numpy(
-        last(first.upsample(low, Rng(3).at(1), fewer, level=5, told=model.text(["a star", "a ring"])))
+        last(first.upsample(low, Rng(3).at(1, 0), fewer, level=5, told=model.text(["a star", "a ring"])))
     )
     np.testing.assert_array_equal(states[2 * steps][:, ::2, ::2], middle)
     np.testing.assert_array_equal(
-        states[-1], backend.to_numpy(last(second.upsample(middle, Rng(3).at(2), fewer, level=5)))
+        states[-1], backend.to_numpy(last(second.upsample(middle, Rng(3).at(1, 1), fewer, level=5)))
     )
 
 

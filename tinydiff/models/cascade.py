@@ -7,7 +7,8 @@ small image ── noise of level s ── each pixel repeated ──┐
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -134,3 +135,65 @@ def larger(x: Array, factor: int) -> Array:
 def upsampling(how: Sampling, T: int) -> Sampling:
     """How to sample a later stage of a cascade, whose first is sampled thus in up to T steps: in as many, or fewer."""
     return dataclasses.replace(how, steps=min(how.steps_of(T), UPSAMPLING_STEPS))
+
+
+def count_states(stages: Sequence[TextDiffusion], how: Sampling) -> int:
+    """How many states these stages of a cascade yield, sampled thus. Raises ValueError for more steps than T."""
+    T = stages[0].schedule.T
+    return 1 + how.steps_of(T) + sum(1 + upsampling(how, T).steps_of(later.schedule.T) for later in stages[1:])
+
+
+def reads(stage: TextDiffusion) -> bool:
+    """Whether a model is told the text."""
+    return stage.config.unet.context is not None
+
+
+def check_cascade(stages: Sequence[TextDiffusion]) -> None:
+    """Raise ValueError unless each stage is shown what the one before it draws."""
+    for before, upsampler in itertools.pairwise(stages):
+        assert isinstance(upsampler, Upsampler)
+        drawn = *before.config.size, before.config.unet.channels
+        shown = *upsampler.config.low_size, upsampler.config.unet.channels
+        if drawn != shown:
+            raise ValueError(f"an upsampler is shown pictures of {shown}; the model before it draws {drawn}")
+
+
+def and_larger(
+    upsamplers: Sequence[Upsampler],
+    states: Iterator[Array],
+    told: Condition,
+    rng: Rng,
+    how: Sampling,
+    *,
+    level: int | None = None,
+    alike: bool = False,
+) -> Iterator[Array]:
+    """The states in which a first model draws, then those in which each upsampler, shown the last, draws on.
+
+    told: the texts, for those upsamplers that read. level: of the noise on what each is shown, see
+    `Upsampler.upsample`. alike: whether all images get the same noise, so that they differ in what they are shown
+    alone. Raises ValueError for another level, now.
+    """
+    levels = [upsampler.level_of(level) for upsampler in upsamplers]
+
+    def each_state() -> Iterator[Array]:
+        for low in states:
+            yield low
+        for i, upsampler in enumerate(upsamplers):
+            also, stream = told.repeated(len(low)) if reads(upsampler) else NOTHING, rng.at(i)
+            for x in _upsampled(upsampler, low, also, stream, how, levels[i], alike):
+                yield x
+            low = x
+
+    return each_state()
+
+
+def _upsampled(
+    upsampler: Upsampler, low: Array, told: Condition, rng: Rng, how: Sampling, level: int, alike: bool
+) -> Iterator[Array]:
+    """The states of one upsampler; alike: each image by itself, all from one noise."""
+    if not alike:
+        return upsampler.upsample(low, rng, how, level=level, told=told)
+    some = (slice(i, i + 1) for i in range(len(low)))
+    one_by_one = [upsampler.upsample(low[i], rng, how, level=level, told=told.taken(i)) for i in some]
+    return (array_module(low).concatenate(each) for each in zip(*one_by_one, strict=True))

@@ -18,16 +18,25 @@ from typing import Self
 import numpy as np
 
 from tinydiff import checkpoint
-from tinydiff.backend import Array, array_module, to_device, to_numpy
+from tinydiff.backend import Array, to_device, to_numpy
 from tinydiff.diffusion import Sampling, ddim_inverse, last, q_sample, slerp
 from tinydiff.files import PathLike
 from tinydiff.models.autoregressive_prior import AutoregressivePrior
-from tinydiff.models.cascade import Upsampler, larger, upsampling
+from tinydiff.models.cascade import (
+    Upsampler,
+    and_larger,
+    check_cascade,
+    count_states,
+    larger,
+    reads,
+    smaller,
+    upsampling,
+)
 from tinydiff.models.clip import CLIP
 from tinydiff.models.decoder import Decoder
 from tinydiff.models.pixel_diffusion import USUAL_SAMPLING
 from tinydiff.models.prior import DiffusionPrior, told_captions, unit_rows, z_t_of
-from tinydiff.models.text_diffusion import Condition, told_texts
+from tinydiff.models.text_diffusion import Condition, TextDiffusion, told_texts
 from tinydiff.models.trained import warn_of_another
 from tinydiff.rng import Rng
 
@@ -36,11 +45,14 @@ Prior = DiffusionPrior | AutoregressivePrior
 USUAL_GUIDANCE = 2.0
 """s of E35, unless told otherwise."""
 
+UPSAMPLERS = ("decoder_upsampler", "upsampler")
+"""The shipped ones, 16 to 32 to 64 pixels."""
+
 
 class DallE2:
-    """CLIP, a prior, a decoder, and an upsampler or none.
+    """CLIP, a prior, a decoder, and upsamplers, each shown what the last one drew.
 
-    Each method that draws yields the images on their way from noise: first the decoder's, then the upsampler's, of
+    Each method that draws yields the images on their way from noise: first the decoder's, then each upsampler's, of
     which the last are the result; `pictures` brings any of them to one size. guidance: s of E35, for the decoder; 1 is
     none. negative: the caption of what is not wanted. rng: equal rng, equal noise.
     """
@@ -50,11 +62,12 @@ class DallE2:
         clip: CLIP,
         prior: Prior | None,
         decoder: Decoder,
-        upsampler: Upsampler | None = None,
+        upsamplers: Sequence[Upsampler] = (),
     ):
         """Raises ValueError for parts that do not fit one another; warns of a part that was trained with another CLIP.
 
-        prior: None leaves it out, and takes the embedding of the text for that of an image.
+        prior: None leaves it out, and takes the embedding of the text for that of an image. An upsampler with a context
+        is told the caption; the paper's are not, but they begin with 64 x 64 pixels, which leave less to be told.
         """
         said = clip.config.text.width, clip.config.embedding
         self._check_fit("decoder", said, (decoder.config.unet.context, decoder.config.unet.vector))
@@ -62,10 +75,10 @@ class DallE2:
         if prior is not None:
             self._check_fit("prior", said, (prior.config.context, prior.config.embedding))
             warn_of_another("CLIP", clip, prior.config.text_encoder, "prior")
-        if upsampler is not None and upsampler.config.low_size != decoder.config.size:
-            small, low = decoder.config.size, upsampler.config.low_size
-            raise ValueError(f"the decoder draws {small[0]} x {small[1]}, the upsampler takes {low[0]} x {low[1]}")
-        self.clip, self.prior, self.decoder, self.upsampler = clip, prior, decoder, upsampler
+        check_cascade([decoder, *upsamplers])
+        for upsampler in filter(reads, upsamplers):
+            warn_of_another("CLIP", clip, upsampler.config.text_encoder, "upsampler")
+        self.clip, self.prior, self.decoder, self.upsamplers = clip, prior, decoder, tuple(upsamplers)
 
     @staticmethod
     def _check_fit(name: str, said: tuple[int, int], taken: tuple[int | None, int | None]) -> None:
@@ -81,33 +94,35 @@ class DallE2:
         clip: PathLike = "clip",
         prior: PathLike | None = "prior",
         decoder: PathLike = "decoder",
-        upsampler: PathLike | None = "upsampler",
+        upsamplers: Sequence[PathLike] = UPSAMPLERS,
     ) -> Self:
-        """The model made of these trained parts, by default the shipped ones; None leaves one out.
+        """The model made of these trained parts, by default the shipped ones.
 
-        prior: of either kind. Raises CheckpointError as each does.
+        prior: of either kind, or None for none. Raises CheckpointError as each does.
         """
         return cls(
             CLIP.load(clip),
             None if prior is None else load_prior(prior),
             Decoder.load(decoder),
-            None if upsampler is None else Upsampler.load(upsampler),
+            [Upsampler.load(upsampler) for upsampler in upsamplers],
         )
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the pictures, in pixels."""
-        return (self.decoder if self.upsampler is None else self.upsampler).config.size
+        return self.stages[-1].config.size
+
+    @property
+    def stages(self) -> tuple[TextDiffusion, ...]:
+        """The models that draw images, in their order."""
+        return self.decoder, *self.upsamplers
 
     def count_states(self, how: Sampling) -> int:
         """How many states each method that draws yields. Raises ValueError for more steps than T."""
-        small = 1 + how.steps_of(self.decoder.schedule.T)
-        if self.upsampler is None:
-            return small
-        return small + 1 + upsampling(how, self.decoder.schedule.T).steps_of(self.upsampler.schedule.T)
+        return count_states(self.stages, how)
 
     def pictures(self, x: Array) -> np.ndarray:
-        """Images of either stage at the size of the last, (n, H, W, 3), float32 in [-1, 1], on the host."""
+        """Images of any stage at the size of the last, (n, H, W, 3), float32 in [-1, 1], on the host."""
         factor = self.size[0] // x.shape[1]
         return to_numpy(larger(x.clip(-1, 1), factor))
 
@@ -150,14 +165,13 @@ class DallE2:
 
         z_i: (n, embedding); None leaves it open, so that the captions say all. captions: one each, or one for all; ""
         leaves that open. x_T: what the decoder starts from, (n, H, W, 3), by default noise of this rng. Where it is
-        given, the upsampler starts all images from one noise too, so that they differ in what was told alone.
+        given, each upsampler starts all images from one noise too, so that they differ in what was told alone.
         """
         told, nothing = self._told(z_i, captions), told_texts(self.clip, negative)
         small = self.decoder.sample(told, rng.at(0), how, guidance=guidance, negative=nothing, x_T=x_T)
-        if self.upsampler is None:
-            return small
         fewer = upsampling(how, self.decoder.schedule.T)
-        return and_larger(self.upsampler, small, rng.at(1), fewer, alike=x_T is not None)
+        texts = dataclasses.replace(told, vector=None)
+        return and_larger(self.upsamplers, small, texts, rng.at(1), fewer, alike=x_T is not None)
 
     def _told(self, z_i: Array | None, captions: str | Sequence[str]) -> Condition:
         texts = told_texts(self.clip, captions)
@@ -277,30 +291,17 @@ class DallE2:
 
         An image is then (z_i, x_T): what CLIP sees of it, and the rest. Where pixels agree, as on a plain background,
         there is no noise to follow, and so it begins with a little, a fiftieth of the way: see `ddim_inverse`.
-        images: (n, H, W, 3), float32 in [-1, 1], of the decoder's size. Returns the like.
-        (Ramesh et al. 2022, section 3)
+        images: (n, H, W, 3), float32 in [-1, 1], as CLIP sees them. Returns x_T of the decoder's size, to which the
+        images are made smaller if need be. (Ramesh et al. 2022, section 3)
         """
         told = self._told(self.image_embedding(images), "")
         nothing = told_texts(self.clip, "").repeated(len(told))
         schedule = self.decoder.schedule
         start = schedule.T // 50
-        noised = q_sample(to_device(images), start, rng.normal(images.shape), schedule)
+        small = smaller(to_device(images), images.shape[1] // self.decoder.config.size[0])
+        noised = q_sample(small, start, rng.normal(small.shape), schedule)
         denoise = self.decoder.denoiser(told, guidance, nothing)
         return last(ddim_inverse(denoise, noised, schedule, rng, steps, start=start))
-
-
-def and_larger(upsampler: Upsampler, states: Iterator[Array], rng: Rng, how: Sampling, alike: bool) -> Iterator[Array]:
-    """The states in which a decoder draws small images, then those in which the upsampler, shown the last, draws on.
-
-    alike: whether all images get the same noise.
-    """
-    for x in states:
-        yield x
-    if not alike:
-        yield from upsampler.upsample(x, rng, how)
-        return
-    one_by_one = [upsampler.upsample(x[i : i + 1], rng, how) for i in range(len(x))]
-    yield from (array_module(x).concatenate(each) for each in zip(*one_by_one, strict=True))
 
 
 def load_prior(path: PathLike) -> Prior:

@@ -13,14 +13,13 @@ Imagen's own go from 64 to 256 to 1024.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Self
 
 from tinydiff.backend import Array
 from tinydiff.diffusion import Sampling
 from tinydiff.files import PathLike
-from tinydiff.models.cascade import NOTHING, Upsampler, larger, upsampling
+from tinydiff.models.cascade import Upsampler, and_larger, check_cascade, count_states, larger, reads, upsampling
 from tinydiff.models.text_diffusion import Condition, TextDiffusion, told_texts
 from tinydiff.models.text_encoder import TrainedTextEncoder, check_listens, load_text_encoder
 from tinydiff.rng import Rng
@@ -33,6 +32,9 @@ IMAGEN_SAMPLING = Sampling(clip=PERCENTILE)
 IMAGEN_GUIDANCE = 3.0
 """s of E35, unless told otherwise."""
 
+UPSAMPLERS = ("imagen_upsampler", "upsampler")
+"""The shipped ones, 16 to 32 to 64 pixels."""
+
 
 class Imagen:
     """A text encoder, a model that draws small pictures for texts, and upsamplers, each shown what the last one drew.
@@ -43,12 +45,7 @@ class Imagen:
     def __init__(self, text_encoder: TrainedTextEncoder, base: TextDiffusion, upsamplers: Sequence[Upsampler]):
         """Raises ValueError for parts that do not fit one another; warns if they were trained with another encoder."""
         self.text_encoder, self.base, self.upsamplers = text_encoder, base, tuple(upsamplers)
-        for smaller, upsampler in itertools.pairwise(self.stages):
-            assert isinstance(upsampler, Upsampler)
-            drawn = *smaller.config.size, smaller.config.unet.channels
-            shown = *upsampler.config.low_size, upsampler.config.unet.channels
-            if drawn != shown:
-                raise ValueError(f"an upsampler is shown pictures of {shown}; the model before it draws {drawn}")
+        check_cascade(self.stages)
         for stage in self.stages:
             if stage is base or reads(stage):
                 check_listens(stage, text_encoder)
@@ -63,7 +60,7 @@ class Imagen:
         cls,
         text_encoder: PathLike = "text_encoder",
         base: PathLike = "imagen",
-        upsamplers: Sequence[PathLike] = ("imagen_upsampler", "upsampler"),
+        upsamplers: Sequence[PathLike] = UPSAMPLERS,
     ) -> Self:
         """Imagen made of these trained parts, by default the shipped ones. Raises CheckpointError as each does.
 
@@ -73,8 +70,7 @@ class Imagen:
 
     def count_states(self, how: Sampling) -> int:
         """How many states `text_to_image` yields. Raises ValueError for more steps than T."""
-        T = self.base.schedule.T
-        return 1 + how.steps_of(T) + sum(1 + upsampling(how, T).steps_of(u.schedule.T) for u in self.upsamplers)
+        return count_states(self.stages, how)
 
     def text(self, prompts: str | Sequence[str]) -> Condition:
         """τ_θ(y): the states of the tokens of each prompt, and which of them are there."""
@@ -96,22 +92,9 @@ class Imagen:
         picture before an upsampler is shown it, 0..S; see `Upsampler.upsample`. rng: equal rng, equal x_T. Raises
         ValueError for more steps than T, for another level, and as `TextDiffusion.sample` does.
         """
-        told, levels = self.text(prompts), [upsampler.level_of(level) for upsampler in self.upsamplers]
-        drawn = self.base.sample(told, rng.at(0), how, guidance=guidance, negative=self.text(negative))
+        told = self.text(prompts)
+        small = self.base.sample(told, rng.at(0), how, guidance=guidance, negative=self.text(negative))
+        fewer = upsampling(how, self.base.schedule.T)
+        states = and_larger(self.upsamplers, small, told, rng.at(1), fewer, level=level)
         size = self.stages[-1].config.size[0]
-
-        def states() -> Iterator[Array]:
-            for low in drawn:
-                yield larger(low, size // low.shape[1])
-            for i, upsampler in enumerate(self.upsamplers):
-                also_told, fewer = told if reads(upsampler) else NOTHING, upsampling(how, self.base.schedule.T)
-                for x in upsampler.upsample(low, rng.at(1 + i), fewer, level=levels[i], told=also_told):
-                    yield larger(x, size // x.shape[1])
-                low = x
-
-        return states()
-
-
-def reads(stage: TextDiffusion) -> bool:
-    """Whether a model is told the text."""
-    return stage.config.unet.context is not None
+        return (larger(x, size // x.shape[1]) for x in states)
