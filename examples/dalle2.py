@@ -11,8 +11,7 @@
 
 What it knows of: see text_to_image.py. The package brings all parts along; --prior, --decoder and --upsamplers take
 runs of train_prior.py, train_decoder.py and train_upsampler.py instead. Equal seeds give equal pictures. Beside the
-picture, a strip shows how the decoder draws it small, 16 x 16, out of noise, and the upsamplers, out of noise again,
-larger.
+picture, a strip shows how the decoder draws it small out of noise, and the upsampler, out of noise again, large.
 """
 
 from __future__ import annotations

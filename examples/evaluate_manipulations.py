@@ -23,7 +23,6 @@ from tinydiff.backend import to_numpy
 from tinydiff.data.captioned import Shapes
 from tinydiff.diffusion import Sampling, last
 from tinydiff.models import DallE2, SceneReader
-from tinydiff.models.dalle2 import UPSAMPLERS
 from tinydiff.models.scene_reader import agreement
 from tinydiff.rng import Rng
 
@@ -51,8 +50,8 @@ def parse() -> argparse.Namespace:
         add(name, type=int, default=usual, metavar="N", help=f"{of} (default: %(default)s)")
     add("--clip", default="clip", metavar="RUN", help="of train_clip.py (default: shipped)")
     add("--decoder", default="decoder", metavar="RUN", help="of train_decoder.py (default: shipped)")
-    to_32 = "of train_upsampler.py, up to 32 x 32 pixels, which the scene reader reads (default: shipped)"
-    add("--upsamplers", nargs="*", default=UPSAMPLERS[:1], metavar="RUN", help=to_32)
+    to_32 = "for a decoder of less than the 32 x 32 pixels that the scene reader reads (default: none)"
+    add("--upsamplers", nargs="+", default=(), metavar="RUN", help=to_32)
     cli.add_device(parser)
     out = pathlib.Path("runs/manipulations")
     add("--out", type=pathlib.Path, default=out, metavar="DIR", help="pictures of walks (default: %(default)s)")

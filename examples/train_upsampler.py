@@ -2,7 +2,7 @@
 
     python examples/train_upsampler.py                          pictures of shapes: twenty minutes on one core
     python examples/train_upsampler.py --size 32 --text-encoder text_encoder
-                                                                from 16 to 32, told the captions, as Imagen's
+                                                                from 16 to 32, told the captions, for Imagen
     python examples/train_upsampler.py --data pictures/         your own images: they are the large ones
     python examples/train_upsampler.py --resume runs/upsampler  go on after Ctrl-C, or after the power went
 
@@ -56,15 +56,16 @@ class Recipe:
     """Everything that decides what a run computes, and the defaults of the command line.
 
     size: height and width of the large pictures of shapes. text_encoder: what reads the captions that the model is
-    told, if any: the smaller a picture, the less it says by itself. text_layers: blocks of a transformer after it.
-    width: of the U-Net. tested: how many held-out pictures the figures at the end are
-    of. Raises ValueError for numbers below 1.
+    told, if any: the smaller a picture, the less it says by itself. base: an upsampler whose weights it begins with.
+    text_layers: blocks of a transformer after the text encoder. width: of the U-Net. tested: how many held-out pictures
+    the figures at the end are of. Raises ValueError for numbers below 1.
     """
 
     data: str = "shapes"
     pictures: int = 20_000
     size: int = 64
     text_encoder: str = ""
+    base: str = ""
     text_layers: int = 2
     width: int = 32
     steps: int = 4000
@@ -95,6 +96,9 @@ def parse() -> argparse.Namespace:
     add("--pictures", "how many to learn from")
     add("--size", "height and width of the large pictures of shapes, in pixels")
     add("--text-encoder", "what reads the captions: clip, text_encoder, or a run; none by default", metavar="RUN")
+    add(
+        "--base", "an upsampler of these sizes to begin with, which may have been told by another reader", metavar="RUN"
+    )
     add("--text-layers", "of a transformer between the text encoder and the U-Net")
     add("--width", "of the U-Net")
     add("--tested", "held-out pictures to measure on at the end")
@@ -119,6 +123,8 @@ def train(run: Run[Recipe]) -> None:
     unseen, prompts = source.draw(rng.at(PICTURES), recipe.tested, "test")
     unseen, asked = image.to_signed(unseen), told_of(encoder, prompts)
     model = Upsampler(config_for(recipe, encoder, images), rng.at(WEIGHTS))
+    if recipe.base:
+        model.load_state_dict(Upsampler.load(recipe.base).state_dict())
     told = NOTHING if encoder is None else program.encoded_texts(encoder, captions)
     loss_at = program.told_loss(model, images, told, told_of(encoder, [""]), recipe.batch_size, rng.at(ORDER))
     some = np.arange(8) * recipe.tested // 8  # of all kinds of pictures, which the source gives in turn
@@ -148,7 +154,7 @@ def next_command(recipe: Recipe, encoder: TrainedTextEncoder | None, folder: pat
     usual, name, script = (
         (imagen.UPSAMPLERS, "Imagen", "imagen.py") if imagens else (dalle2.UPSAMPLERS, "DALL-E 2", "dalle2.py")
     )
-    places = (folder, usual[1]) if recipe.size == 32 else (usual[0], folder)
+    places = (folder, "upsampler") if recipe.size == 32 else (*usual[:-1], folder)
     command = cli.command(pathlib.Path(__file__).with_name(script), "a red star", "--upsamplers", *places)
     return f"Draw with all of {name}:\n  {command}"
 

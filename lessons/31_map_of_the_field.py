@@ -55,7 +55,7 @@ glide, clip, reader = TextInpainting.load("glide"), CLIP.load("clip"), SceneRead
 # | | the text enters | is diffused |
 # |---|---|---|
 # | Stable Diffusion | as CLIP's states of its tokens, by cross-attention | the **latents** of an autoencoder |
-# | DALL-E 2 | through the prior, and by cross-attention, too | an **embedding**; few pixels; more; more still |
+# | DALL-E 2 | through the prior, and by cross-attention, too | an **embedding**; pixels; more pixels |
 # | GLIDE | as in Stable Diffusion | **pixels** |
 # | Imagen | so, too, but from an encoder that learned from **texts alone** | few pixels; **more**; more still |
 #
@@ -73,7 +73,7 @@ def by_stable_diffusion(prompts, rng):
 
 
 def by_dalle2(prompts, rng):
-    """An embedding, a small picture of it, larger ones (E29)."""
+    """An embedding, a picture of it, a larger one (E29)."""
     return last(dalle2.text_to_image(prompts, rng, HOW))
 
 

@@ -45,8 +45,8 @@ Prior = DiffusionPrior | AutoregressivePrior
 USUAL_GUIDANCE = 2.0
 """s of E35, unless told otherwise."""
 
-UPSAMPLERS = ("decoder_upsampler", "upsampler")
-"""The shipped ones, 16 to 32 to 64 pixels."""
+UPSAMPLERS = ("upsampler",)
+"""The shipped one, 32 to 64 pixels."""
 
 
 class DallE2:
