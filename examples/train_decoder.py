@@ -52,7 +52,7 @@ class Recipe:
     """Everything that decides what a run computes, and the defaults of the command line.
 
     size: height and width of what it draws, in pixels; a cascade begins with less than the pictures have. width: of the
-    U-Net. text_layers: blocks of a transformer before it. schedule: of the noise. tested: how many
+    U-Net. text_layers: blocks of a transformer before it. tested: how many
     held-out pictures the figures at the end are of. Raises ValueError for numbers below 1.
     """
 
@@ -65,7 +65,7 @@ class Recipe:
     steps: int = 6000
     batch_size: int = 64
     lr: float = 2e-3
-    tested: int = 300
+    tested: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:
