@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.models.common import stirred
-from tinydiff import Rng, checkpoint
+from tinydiff import Rng, checkpoint, program
 from tinydiff.data import captioned, shapes
 from tinydiff.data.shape_captions import parse
 from tinydiff.diffusion import Sampling
@@ -142,10 +142,13 @@ def test_the_samples_of_the_decoder_are_of_all_kinds_of_pictures(train, clip):
         np.testing.assert_array_equal(pixels[:, 34 * i : 34 * i + 32], unseen[3 * i])
 
 
-def test_a_decoder_of_smaller_pictures(train, clip):
+def test_a_decoder_of_smaller_pictures(train, clip, monkeypatch):
     """It is told what CLIP sees of the pictures as they are, and learns to draw them smaller."""
+    learned, plain = [], program.told_loss
+    monkeypatch.setattr(program, "told_loss", lambda model, x, *more: learned.append(x.shape) or plain(model, x, *more))
     out = train(DECODER, "--clip", clip, "--width", 8, "--size", 16, *TOY, "--steps", 1)
     assert "as its caption says" not in out and f"train_upsampler.py --size 32 --text-encoder {clip}\n" in out
+    assert learned == [(24, 16, 16, 3)]
     config = Decoder.load("runs/decoder").config
     assert (config.size, config.unet.attention) == ((16, 16), (0, 1))
     with Image.open("runs/decoder/samples.png") as picture:
