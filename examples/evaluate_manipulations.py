@@ -1,6 +1,6 @@
 """What stays of a picture that DALL-E 2's decoder varies, and how even is its walk from one to another (E34)?
 
-    python examples/evaluate_manipulations.py                     the shipped decoder: about ten minutes on two cores
+    python examples/evaluate_manipulations.py                     the shipped decoder: a quarter of an hour on two cores
     python examples/evaluate_manipulations.py --decoder RUN       a decoder of train_decoder.py
     python examples/evaluate_manipulations.py --frames 9          walks of fewer pictures
 
@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
         ("--n", 100, "scenes of each kind to vary"),
         ("--copies", 3, "variations of each"),
         ("--pairs", 20, "walks of each kind"),
-        ("--frames", 33, "pictures of a walk, with its ends"),
+        ("--frames", 49, "pictures of a walk, with its ends"),
         ("--steps", 25, "of DDIM"),
         ("--seed", 0, "of the random numbers"),
     ):
