@@ -1,6 +1,6 @@
 """Train diffusion on pixels, told a text: the base model of GLIDE, and the first stage of Imagen (E27, E35).
 
-    python examples/train_text_to_pixels.py                       told by the shipped CLIP: two hours on two cores
+    python examples/train_text_to_pixels.py                       told by the shipped CLIP: an hour on two cores
     python examples/train_text_to_pixels.py --size 16 --width 56 --batch-size 128 --text-encoder text_encoder
                                                                   for Imagen: smaller pictures, an hour on two cores
     python examples/train_text_to_pixels.py --text-encoder RUN    by the CLIP, or the text encoder, that you trained
