@@ -37,7 +37,7 @@ class UNetConfig:
     fourier: exponents n whose sin(2^n π x) and cos(2^n π x) are shown beside the image x (Kingma et al. 2021, App. C),
     since a network looks past differences as small as that of neighbouring grey levels, in which most bits lie; vector:
     how many numbers it is told beside the time, such as an embedding of the image that is wanted (E33), or None;
-    pooled: whether it is told the mean of the text's tokens beside the time too, as Imagen's (Saharia et al. 2022,
+    pooled: whether it is told the mean of the text's tokens beside the time too, as Imagen's (E37; Saharia et al. 2022,
     section 2.1): what holds of the whole image, such as its background, need not be attended to from every place.
 
     Raises ValueError for sizes that do not fit one another, or pooled without a context.
